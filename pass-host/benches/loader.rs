@@ -1,0 +1,2 @@
+//! (loader)
+fn main() {}

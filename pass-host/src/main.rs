@@ -1,0 +1,3 @@
+//! `pass-host`: the program.
+
+fn main() {}
