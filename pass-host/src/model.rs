@@ -1,1 +1,108 @@
-//! (model)
+//! The network: Vision Transformer, aggregation head and two projection heads; student and teacher are the same class.
+//!
+//! | file | job |
+//! |---|---|
+//! | [`parameters`] | names, shapes and first values of every tensor; strict loading |
+//! | [`vit`] | the backbone, top to bottom |
+//! | [`pos_embed`] | position embeddings of any grid |
+//! | [`aggregation`] | the aggregation head, which holds the class token |
+//! | [`head`] | projection heads with a weight-normalized last layer |
+//! | [`weights`] | trained weights from a run, a checkpoint or an exported file |
+
+pub mod aggregation;
+pub mod head;
+pub mod parameters;
+pub mod pos_embed;
+pub mod vit;
+pub mod weights;
+
+use candle_core::Result;
+
+use crate::config::TrainConfig;
+use crate::ops::Ops;
+use aggregation::AggregationHead;
+use head::ProjectionHead;
+use parameters::Parameters;
+use vit::Vit;
+
+/// ε of every LayerNorm of the network.
+pub const LAYER_NORM_EPS: f64 = 1e-6;
+/// Hidden width of an MLP as a multiple of its input width.
+pub const MLP_RATIO: usize = 4;
+/// Class-attention blocks of the aggregation head.
+pub const CLASS_ATTENTION_BLOCKS: usize = 2;
+
+/// Every size of a network; two networks with equal architectures have the same parameter names and shapes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Architecture {
+    /// Embedding width D.
+    pub dim: usize,
+    /// Transformer blocks.
+    pub depth: usize,
+    /// Attention heads.
+    pub heads: usize,
+    /// Side of a patch in pixels.
+    pub patch_size: usize,
+    /// Side, in patches, of the square grid whose position embeddings are learned.
+    pub grid: usize,
+    /// Stochastic depth of the last block (student only).
+    pub drop_path: f64,
+    /// Hidden width of the projection heads.
+    pub head_hidden: usize,
+    /// Width of their normalized bottleneck.
+    pub head_bottleneck: usize,
+    /// Outputs K of the class head.
+    pub class_prototypes: usize,
+    /// Outputs K of the patch head; `None` without the patch objective.
+    pub patch_prototypes: Option<usize>,
+    /// Whether the student's last-layer magnitudes are frozen at 1.
+    pub norm_last_layer: bool,
+}
+
+impl Architecture {
+    /// The architecture a configuration asks for.
+    pub fn from_config(config: &TrainConfig) -> Self {
+        let (dim, depth, heads) = config.dims();
+        Self {
+            dim,
+            depth,
+            heads,
+            patch_size: config.model.patch_size,
+            grid: config.augment.global_size / config.model.patch_size,
+            drop_path: config.model.drop_path,
+            head_hidden: config.head.hidden,
+            head_bottleneck: config.head.bottleneck,
+            class_prototypes: config.head.class_prototypes,
+            patch_prototypes: config.patch.enabled.then_some(config.head.patch_prototypes),
+            norm_last_layer: config.head.norm_last_layer,
+        }
+    }
+}
+
+/// A student or a teacher.
+pub struct Network {
+    /// All tensors by their checkpoint names.
+    pub parameters: Parameters,
+    /// Image -> patch features.
+    pub backbone: Vit,
+    /// Patch features -> class token and aggregated patch tokens.
+    pub aggregation: AggregationHead,
+    /// Class token -> class prototypes.
+    pub class_head: ProjectionHead,
+    /// Patch token -> patch prototypes.
+    pub patch_head: Option<ProjectionHead>,
+}
+
+impl Network {
+    /// Wires `parameters` into layers; the layers share the tensors' storage.
+    pub fn new(architecture: &Architecture, parameters: Parameters, ops: Ops) -> Result<Self> {
+        let backbone = Vit::new(&parameters, "backbone", architecture, ops)?;
+        let aggregation = AggregationHead::new(&parameters, "ca_head", architecture.heads, ops)?;
+        let class_head = ProjectionHead::new(&parameters, "c_head", ops)?;
+        let patch_head = match architecture.patch_prototypes {
+            Some(_) => Some(ProjectionHead::new(&parameters, "p_head", ops)?),
+            None => None,
+        };
+        Ok(Self { parameters, backbone, aggregation, class_head, patch_head })
+    }
+}

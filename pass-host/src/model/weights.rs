@@ -1,0 +1,268 @@
+//! Trained teacher weights from wherever they are: a run, one of its checkpoints, or an exported file.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+
+use super::Architecture;
+use super::aggregation::AggregationHead;
+use super::parameters::{LoadError, Parameters};
+use super::vit::Vit;
+use crate::checkpoint::{self, CheckpointError};
+use crate::config::TrainConfig;
+use crate::ops::Ops;
+use crate::train::state::RunState;
+
+/// Metadata keys of an exported file.
+const KEYS: [&str; 6] = ["pass.dim", "pass.depth", "pass.heads", "pass.patch_size", "pass.grid", "pass.normalization"];
+
+/// Why weights cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// Nothing there.
+    #[error("no weights at `{path}`")]
+    NotFound {
+        /// The path given.
+        path: PathBuf,
+    },
+    /// A run without a checkpoint.
+    #[error("run `{path}` has no checkpoint yet")]
+    NoCheckpoint {
+        /// The run.
+        path: PathBuf,
+    },
+    /// The file is not readable.
+    #[error("cannot read `{path}`")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not a safetensors file.
+    #[error("`{path}` is not a safetensors file: {reason}")]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// The file does not say what network it belongs to.
+    #[error("`{path}`: metadata `{key}`: expected {expected}, found {found}")]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What belongs there.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// The checkpoint is damaged.
+    #[error("cannot use the checkpoint of `{path}`")]
+    Checkpoint {
+        /// The run or checkpoint.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: CheckpointError,
+    },
+    /// The tensors are not those of the network.
+    #[error("`{path}` does not hold the weights of its network")]
+    Load {
+        /// The file or run.
+        path: PathBuf,
+        /// Which tensor.
+        #[source]
+        source: LoadError,
+    },
+    /// The tensor library refused.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl WeightsError {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NotFound { .. } | Self::Format { .. } => Some(
+                "give a run folder, a folder below its `checkpoints/`, or a file written by `pass-host export --to safetensors`"
+                    .into(),
+            ),
+            Self::NoCheckpoint { .. } => {
+                Some("wait for the first checkpoint (`checkpoint.every_steps`), or stop the run with Ctrl-C".into())
+            }
+            Self::Metadata { .. } => Some("write the file with `pass-host export RUN --to safetensors`".into()),
+            Self::Checkpoint { source, .. } => source.hint(),
+            Self::Load { source, .. } => source.hint(),
+            Self::Io { .. } | Self::Tensor(_) => None,
+        }
+    }
+}
+
+/// The part of a trained network that is used after training: backbone and aggregation head of the teacher.
+pub struct TrainedWeights {
+    /// Sizes (those of the projection heads are unset).
+    pub architecture: Architecture,
+    /// Mean and standard deviation per channel that images are normalized with.
+    pub normalization: ([f32; 3], [f32; 3]),
+    /// Tensors by name: `backbone.…` and `ca_head.…`.
+    pub tensors: HashMap<String, Tensor>,
+}
+
+impl TrainedWeights {
+    /// Opens a run folder, a checkpoint folder, or an exported safetensors file.
+    pub fn open(path: &Path, device: &Device) -> Result<Self, WeightsError> {
+        if path.is_file() {
+            return Self::from_file(path, device);
+        }
+        let checkpoints = path.join("checkpoints");
+        let checkpoint = if checkpoints.is_dir() {
+            let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
+            let opened = checkpoint::open_latest(&checkpoints).map_err(wrap)?;
+            opened.checkpoint.ok_or_else(|| WeightsError::NoCheckpoint { path: path.into() })?
+        } else if path.is_dir() {
+            checkpoint::open(path).map_err(|source| WeightsError::Checkpoint { path: path.into(), source })?
+        } else {
+            return Err(WeightsError::NotFound { path: path.into() });
+        };
+        let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
+        let state: RunState = checkpoint.state().map_err(wrap)?;
+        let tensors = checkpoint.tensors("teacher", device).map_err(wrap)?;
+        Self::from_teacher(&state.config, tensors.into_iter().collect(), path)
+    }
+
+    fn from_teacher(
+        config: &TrainConfig,
+        tensors: HashMap<String, Tensor>,
+        path: &Path,
+    ) -> Result<Self, WeightsError> {
+        let tensors = tensors.into_iter().filter(|(name, _)| used_after_training(name)).collect();
+        let architecture = without_heads(Architecture::from_config(config));
+        let weights =
+            Self { architecture, normalization: (config.augment.mean, config.augment.std), tensors };
+        weights.checked(path)
+    }
+
+    fn from_file(path: &Path, device: &Device) -> Result<Self, WeightsError> {
+        let bytes = fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
+        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
+            path: path.into(),
+            reason: error.to_string(),
+        };
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let whole = |key: &'static str| {
+            let found = metadata.get(key).cloned().unwrap_or_else(|| "nothing".into());
+            found.parse::<usize>().ok().filter(|&value| value > 0).ok_or(WeightsError::Metadata {
+                path: path.into(),
+                key,
+                expected: "a positive whole number",
+                found,
+            })
+        };
+        let [dim, depth, heads, patch_size, grid] = [0, 1, 2, 3, 4].map(|index| whole(KEYS[index]));
+        let (dim, heads) = (dim?, heads?);
+        if dim % heads != 0 {
+            return Err(WeightsError::Metadata {
+                path: path.into(),
+                key: KEYS[2],
+                expected: "a divisor of `pass.dim`",
+                found: heads.to_string(),
+            });
+        }
+        let found = metadata.get(KEYS[5]).cloned().unwrap_or_else(|| "nothing".into());
+        let normalization: ([f32; 3], [f32; 3]) =
+            serde_json::from_str(&found).map_err(|_| WeightsError::Metadata {
+                path: path.into(),
+                key: KEYS[5],
+                expected: "[[mean r, g, b], [std r, g, b]]",
+                found,
+            })?;
+        let architecture = without_heads(Architecture {
+            dim,
+            depth: depth?,
+            heads,
+            patch_size: patch_size?,
+            grid: grid?,
+            drop_path: 0.0,
+            head_hidden: 0,
+            head_bottleneck: 0,
+            class_prototypes: 0,
+            patch_prototypes: None,
+            norm_last_layer: true,
+        });
+        let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
+        Self { architecture, normalization, tensors }.checked(path)
+    }
+
+    /// Every tensor of backbone and aggregation head, of its shape, and nothing else.
+    fn checked(self, path: &Path) -> Result<Self, WeightsError> {
+        let fail = |source| WeightsError::Load { path: path.into(), source };
+        let specification = self.specification();
+        let expected = specification.len();
+        let found = specification.iter().filter(|(name, _)| self.tensors.contains_key(name)).count();
+        for (name, shape) in &specification {
+            let Some(tensor) = self.tensors.get(name) else {
+                return Err(fail(LoadError::Missing { name: name.clone(), found, expected }));
+            };
+            if tensor.dims() != shape {
+                let (expected, found) = (shape.clone(), tensor.dims().to_vec());
+                return Err(fail(LoadError::Shape { name: name.clone(), expected, found }));
+            }
+        }
+        let mut names: Vec<_> = self.tensors.keys().collect();
+        names.sort();
+        match names.into_iter().find(|name| !specification.iter().any(|(known, _)| known == *name)) {
+            Some(name) => Err(fail(LoadError::Unexpected { name: name.clone(), expected })),
+            None => Ok(self),
+        }
+    }
+
+    fn specification(&self) -> Vec<(String, Vec<usize>)> {
+        let all = self.architecture.specification().into_iter();
+        all.filter(|spec| used_after_training(&spec.name)).map(|spec| (spec.name, spec.shape)).collect()
+    }
+
+    /// Metadata that lets [`TrainedWeights::open`] read the file back.
+    pub fn metadata(&self) -> HashMap<String, String> {
+        let sizes = &self.architecture;
+        let mut metadata: HashMap<String, String> =
+            KEYS.into_iter().zip([sizes.dim, sizes.depth, sizes.heads, sizes.patch_size, sizes.grid]).map(
+                |(key, value)| (key.to_string(), value.to_string()),
+            ).collect();
+        let normalization = serde_json::to_string(&self.normalization).unwrap_or_default();
+        metadata.insert(KEYS[5].into(), normalization);
+        metadata
+    }
+
+    /// Backbone and aggregation head, ready to run.
+    pub fn network(&self, ops: Ops) -> candle_core::Result<(Vit, AggregationHead)> {
+        let named = self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?)));
+        let parameters: Parameters = named.collect::<candle_core::Result<Vec<_>>>()?.into_iter().collect();
+        let backbone = Vit::new(&parameters, "backbone", &self.architecture, ops)?;
+        let aggregation = AggregationHead::new(&parameters, "ca_head", self.architecture.heads, ops)?;
+        Ok((backbone, aggregation))
+    }
+}
+
+fn used_after_training(name: &str) -> bool {
+    name.starts_with("backbone.") || name.starts_with("ca_head.")
+}
+
+fn without_heads(architecture: Architecture) -> Architecture {
+    Architecture {
+        drop_path: 0.0,
+        head_hidden: 0,
+        head_bottleneck: 0,
+        class_prototypes: 0,
+        patch_prototypes: None,
+        norm_last_layer: true,
+        ..architecture
+    }
+}

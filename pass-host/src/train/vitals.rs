@@ -1,0 +1,41 @@
+//! Figures that show whether the features stay alive: spread of the features, agreement of the positives.
+
+use candle_core::{D, Result, Tensor};
+
+use crate::objective::center::Centers;
+use crate::objective::forward::Monitor;
+use crate::ops::Ops;
+
+/// Standard deviation of L2-normalized patch features `[.., D]`, mean over channels.
+///
+/// Features spread evenly over the sphere give `1/√D`; identical features give 0.
+pub fn feature_std(features: &Tensor, ops: Ops) -> Result<f64> {
+    let rows = features.flatten_to(D::Minus2)?;
+    let unit = ops.l2_normalize(&rows, 1e-12)?;
+    let mean = ops.mean_rows(&unit)?;
+    let mean_of_squares = ops.mean_rows(&unit.sqr()?)?;
+    let variance = (mean_of_squares - mean.sqr()?)?.relu()?;
+    Ok(f64::from(variance.sqrt()?.mean_all()?.to_scalar::<f32>()?))
+}
+
+/// Share of (patch, positive) pairs of the global crops that the teacher assigns to the same prototype.
+///
+/// A patch's prototype is the largest of its centered logits. Chance is about 1/K; 1 means that every patch has the
+/// prototype of its positives. `None` without a patch objective.
+pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Option<f64>> {
+    let (Some((positives, logits)), Some(center)) = (&monitor.patch, &centers.patch) else {
+        return Ok(None);
+    };
+    let prototypes = logits.broadcast_sub(center)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
+    let (mut same, mut all) = (0u64, 0u64);
+    for image in 0..positives.batch() {
+        let base = image * positives.patches();
+        for patch in 0..positives.patches() {
+            for &positive in positives.of(image, patch) {
+                same += u64::from(prototypes[base + patch] == prototypes[base + positive as usize]);
+                all += 1;
+            }
+        }
+    }
+    Ok(Some(same as f64 / all.max(1) as f64))
+}

@@ -1,0 +1,103 @@
+//! Which way the arrows point: each crate's direct dependencies, and what must appear nowhere.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(workspace().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Names under `[dependencies]` of a manifest.
+fn dependencies(package: &str) -> BTreeSet<String> {
+    let manifest = read(&format!("{package}/Cargo.toml"));
+    let section = manifest.split("\n[").find(|part| part.starts_with("dependencies]")).unwrap_or_default();
+    let names = section.lines().skip(1).filter_map(|line| line.split(['.', ' ', '=']).next());
+    names.filter(|name| !name.is_empty() && !name.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn expect_dependencies(package: &str, promised: &[&str]) {
+    let promised: BTreeSet<String> = promised.iter().map(|name| (*name).to_owned()).collect();
+    assert_eq!(dependencies(package), promised, "direct dependencies of {package}");
+}
+
+#[test]
+fn core_depends_on_no_one_but_bounded_lists_and_optional_views() {
+    expect_dependencies("pass-core", &["heapless", "matrixmultiply", "ndarray"]);
+    for line in ["matrixmultiply = { workspace = true, optional = true }", "ndarray = { workspace = true, optional = true }"] {
+        assert!(read("pass-core/Cargo.toml").contains(line), "must stay optional: {line}");
+    }
+}
+
+#[test]
+fn edge_depends_on_core_alone() {
+    expect_dependencies("pass-edge", &["pass-core"]);
+}
+
+#[test]
+fn gradient_stopping_layers_are_not_in_the_build() {
+    // candle-nn's LayerNorm, rms_norm and softmax_last_dim return results without a gradient, silently
+    let lock = read("Cargo.lock");
+    assert!(!lock.contains("name = \"candle-nn\""), "candle-nn is banned: use pass_host::ops");
+    assert!(!lock.contains("name = \"candle-transformers\""), "it pulls in candle-nn");
+    assert!(read("clippy.toml").contains("apply_op1_no_bwd"), "the lint that bans operations without gradient");
+}
+
+fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    for entry in entries {
+        let path = entry.expect("a folder entry").path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut files = Vec::new();
+    rust_files(&workspace().join(folder), &mut files);
+    assert!(!files.is_empty(), "{folder} holds no sources");
+    files.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("readable source"))).collect()
+}
+
+#[test]
+fn core_and_edge_know_no_tensors_clock_or_files() {
+    for folder in ["pass-core/src", "pass-edge/src"] {
+        for (path, text) in sources(folder) {
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for word in ["candle", "std::fs", "std::time", "std::net", "rand::", "extern crate alloc", "alloc::"] {
+                assert!(!code.contains(word), "{}: `{word}`", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_command_line_prints() {
+    for (path, text) in sources("pass-host/src") {
+        let name = path.to_string_lossy().replace('\\', "/");
+        if name.contains("/cli") || name.ends_with("main.rs") {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for word in ["println!", "eprintln!", "print!(", "dbg!"] {
+            assert!(!code.contains(word), "{name}: `{word}` outside cli/");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long_to_be_one_room() {
+    for folder in ["pass-core/src", "pass-host/src", "pass-edge/src", "tests"] {
+        for (path, text) in sources(folder) {
+            let lines = text.lines().count();
+            assert!(lines <= 900, "{}: {lines} lines: does it hold two nouns?", path.display());
+        }
+    }
+}

@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Every check by name; people and CI run the same lines.
+#
+#   tests/ci.sh                 the names
+#   tests/ci.sh fmt clippy …    these checks, in this order
+#   tests/ci.sh all             what .ci/run runs
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+CROSS=${CROSS_PREFIX:-$HOME/.cache/pass-cross}
+CUDA=${CUDA_PREFIX:-$HOME/.cache/pass-cuda}
+
+title() { printf '\n== %s\n' "$*"; }
+skip() { printf 'SKIPPED: %s\n' "$*"; exit 0; }
+
+check_fmt() { # formatting
+  cargo fmt --all --check
+}
+
+check_clippy() { # lints, warnings denied
+  cargo clippy --workspace --all-targets --locked -- -D warnings
+  cargo clippy -p pass-core --all-targets --all-features --locked -- -D warnings
+}
+
+check_test() { # the README's test command
+  cargo test --workspace --locked
+}
+
+check_golden() { # the golden set alone, optimized; PASS_GOLDEN_DIR names another set
+  cargo test -p pass-tests --release --locked golden
+}
+
+check_doc() { # documentation, warnings denied
+  RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+}
+
+cross() { # a private cross toolchain out of Debian packages; only a failed download may be a skip
+  PARTS="$1" bash tests/cross/setup.sh "$CROSS" || skip "the cross toolchain could not be downloaded"
+  # shellcheck disable=SC1091
+  . "$CROSS/env.sh"
+}
+
+check_nostd() { # core and edge alone, without defaults, for bare targets
+  cross "rust src gcc qemu-user qemu-system"
+  export RUSTC_BOOTSTRAP=1
+  for target in thumbv7em-none-eabihf aarch64-unknown-none; do
+    for package in pass-core pass-edge; do
+      cargo build --release -p "$package" --target "$target" --no-default-features \
+        -Z build-std=core -Z build-std-features=compiler-builtins-mem
+    done
+  done
+}
+
+check_bare-metal() { # matching + aggregation + loss on a Cortex-M in an emulator
+  cross "rust src gcc qemu-user qemu-system"
+  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo run --release --locked)
+}
+
+check_arm() { # the core tests on emulated aarch64
+  cross "rust src gcc qemu-user qemu-system"
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64"
+  QEMU_CPU=cortex-a57 cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
+}
+
+check_fuzz() { # 30 seconds a target, from the kept corpus; needs a nightly toolchain and cargo-fuzz
+  command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
+  for target in $(cd pass-core && cargo +nightly fuzz list); do
+    (cd pass-core && cargo +nightly fuzz run "$target" -- -max_total_time="${FUZZ_SECONDS:-30}")
+  done
+}
+
+check_deny() { # licences, sources, banned crates
+  command -v cargo-deny >/dev/null || cargo install cargo-deny --locked
+  cargo deny check licenses bans sources
+}
+
+check_size() { # bytes of code of the bare-metal program
+  cross "rust src gcc qemu-user qemu-system"
+  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo build --release --locked)
+  size pass-core/bare-metal/target/thumbv7em-none-eabihf/release/bare-metal ||
+    ls -l pass-core/bare-metal/target/thumbv7em-none-eabihf/release/bare-metal
+}
+
+check_cuda() { # compiles with CUDA on a machine that has none, and starts there
+  cargo fetch --locked
+  bash tests/cuda/setup.sh "$CUDA" || skip "the CUDA compiler could not be downloaded"
+  # shellcheck disable=SC1091
+  . "$CUDA/env.sh"
+  CARGO_TARGET_DIR=target/cuda cargo build --release --locked -p pass-host --features cuda
+  target/cuda/release/pass-host doctor
+}
+
+check_mpi() { # several ranks
+  skip "there is no distributed training yet"
+}
+
+check_demo() { # the README's first command, cut short
+  out=$(mktemp -d)/run
+  cargo run --release --locked -p pass-host -- train --out "$out" --steps 8 --set log.every_steps=2
+  test -s "$out/metrics.jsonl" && test -s "$out/checkpoints/latest"
+}
+
+names() { sed -n 's/^check_\([a-z-]*\)() { # \(.*\)/\1\t\2/p' tests/ci.sh; }
+
+[ $# -gt 0 ] || { names | expand -t 14; exit 0; }
+[ "$1" != all ] || set -- fmt clippy doc test demo nostd bare-metal
+for name in "$@"; do
+  declare -F "check_$name" >/dev/null || { echo "ci.sh: unknown check \`$name\`; known:" >&2; names | expand -t 14 >&2; exit 2; }
+  title "$name"
+  ( "check_$name" )
+done
