@@ -1,97 +1,120 @@
 //! Every hyper-parameter of a run: default (the paper's value), meaning, validation.
 //!
 //! Resolved once (flag > `--set` > file > preset), validated once, then never changed; derived values are methods.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`presets`] | the named starting points |
+//! | [`layers`] | preset < file < `--set` < flag, and where each value came from |
+//! | [`validate`] | the rules every configuration obeys |
+//! | [`derived`] | sizes, learning rate and step counts computed from the fields |
+//! | [`print`] | the configuration as commented TOML |
+//! | [`run`] | what one run is started with, and how it ended |
+
+#[macro_use]
+mod keys;
+
+pub mod derived;
+pub mod error;
+pub mod layers;
+pub mod presets;
+pub mod print;
+pub mod run;
+pub mod validate;
+
+pub use error::ConfigError;
+pub use layers::{Layers, Resolved};
 
 use serde::{Deserialize, Serialize};
 
-/// All of a training run. Sections become TOML tables; every key can be given as `--set section.key=value`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainConfig {
-    /// Seed of everything random.
-    pub seed: u64,
-    /// Where the images come from and how they are loaded.
-    pub data: DataConfig,
-    /// Crops and their photometric changes (DINO, SEMANTICS §5).
-    pub augment: AugmentConfig,
-    /// The Vision Transformer.
-    pub model: ModelConfig,
-    /// The two projection heads.
-    pub head: HeadConfig,
-    /// The image-level method.
-    pub image: ImageObjective,
-    /// The patch objective of PASS.
-    pub patch: PatchObjective,
-    /// Optimization: batch, schedules, AdamW, teacher momentum.
-    pub optim: OptimConfig,
-    /// Checkpoints.
-    pub checkpoint: CheckpointConfig,
-    /// Logging.
-    pub log: LogConfig,
-    /// What stops a run that goes wrong.
-    pub guard: GuardConfig,
-    /// How the training operations are computed.
-    pub ops: OpsKind,
+section! {
+    /// All of a training run. Sections become TOML tables; every key can be given as `--set section.key=value`.
+    pub struct TrainConfig {
+        /// Seed of everything random.
+        pub seed: u64,
+        /// Where the images come from and how they are loaded.
+        pub data: DataConfig,
+        /// Crops and their photometric changes (DINO, SEMANTICS §5).
+        pub augment: AugmentConfig,
+        /// The Vision Transformer.
+        pub model: ModelConfig,
+        /// The two projection heads.
+        pub head: HeadConfig,
+        /// The image-level method.
+        pub image: ImageObjective,
+        /// The patch objective of PASS.
+        pub patch: PatchObjective,
+        /// Optimization: batch, schedules, AdamW, teacher momentum.
+        pub optim: OptimConfig,
+        /// Checkpoints.
+        pub checkpoint: CheckpointConfig,
+        /// Logging.
+        pub log: LogConfig,
+        /// What stops a run that goes wrong.
+        pub guard: GuardConfig,
+        /// How the training operations are computed.
+        pub ops: OpsKind,
+    }
 }
 
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct DataConfig {
-    /// Folders (walked recursively), image files, tars (`.tar`, `.tar.gz`, `.tgz`) and lists (`@list.txt`).
-    pub images: Vec<String>,
-    /// Use only the first this many images (sorted order); 0 = all.
-    pub limit: usize,
-    /// Decoding and augmentation threads; 0 = as many as cores. Never changes the result.
-    pub workers: usize,
-    /// Batches kept ready ahead of the training step.
-    pub prefetch: usize,
-    /// Share of bad images above which the run stops, in `[0, 1]`.
-    pub max_bad: f64,
-    /// Images with more pixels than this are refused as decompression bombs (millions of pixels).
-    pub max_megapixels: f64,
+section! {
+    /// `[data]`
+    pub struct DataConfig {
+        /// Folders (walked recursively), image files, tars (`.tar`, `.tar.gz`, `.tgz`) and lists (`@list.txt`).
+        pub images: Vec<String>,
+        /// Use only the first this many images (sorted order); 0 = all.
+        pub limit: usize,
+        /// Decoding and augmentation threads; 0 = as many as cores. Never changes the result.
+        pub workers: usize,
+        /// Batches kept ready ahead of the training step.
+        pub prefetch: usize,
+        /// Share of bad images above which the run stops, in `[0, 1]`.
+        pub max_bad: f64,
+        /// Images with more pixels than this are refused as decompression bombs (millions of pixels).
+        pub max_megapixels: f64,
+    }
 }
 
-/// `[augment]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AugmentConfig {
-    /// Side of a global crop in pixels; there are always two.
-    pub global_size: usize,
-    /// Side of a local crop in pixels.
-    pub local_size: usize,
-    /// Number of local crops (paper 2, released code 8).
-    pub local_crops: usize,
-    /// Area of a global crop as a share of the image, `[low, high]`.
-    pub global_scale: [f64; 2],
-    /// Area of a local crop as a share of the image, `[low, high]`.
-    pub local_scale: [f64; 2],
-    /// Aspect ratio of a crop, log-uniform in `[low, high]`.
-    pub ratio: [f64; 2],
-    /// Probability of a horizontal flip.
-    pub flip: f64,
-    /// Probability of the color jitter.
-    pub jitter: f64,
-    /// Brightness factor, uniform in `[1-b, 1+b]`.
-    pub brightness: f64,
-    /// Contrast factor, uniform in `[1-c, 1+c]`.
-    pub contrast: f64,
-    /// Saturation factor, uniform in `[1-s, 1+s]`.
-    pub saturation: f64,
-    /// Hue shift in turns, uniform in `[-h, h]`.
-    pub hue: f64,
-    /// Probability of grayscale.
-    pub gray: f64,
-    /// Probability of Gaussian blur: first global crop, second global crop, local crops.
-    pub blur: [f64; 3],
-    /// Radius (standard deviation, pixels) of the blur, uniform in `[low, high]`.
-    pub blur_radius: [f64; 2],
-    /// Probability of solarizing the second global crop (threshold 128).
-    pub solarize: f64,
-    /// Mean per channel (RGB, of values in `[0, 1]`), subtracted.
-    pub mean: [f32; 3],
-    /// Standard deviation per channel, divided by.
-    pub std: [f32; 3],
+section! {
+    /// `[augment]`
+    pub struct AugmentConfig {
+        /// Side of a global crop in pixels; there are always two.
+        pub global_size: usize,
+        /// Side of a local crop in pixels.
+        pub local_size: usize,
+        /// Number of local crops (paper 2, released code 8).
+        pub local_crops: usize,
+        /// Area of a global crop as a share of the image, `[low, high]`.
+        pub global_scale: [f64; 2],
+        /// Area of a local crop as a share of the image, `[low, high]`.
+        pub local_scale: [f64; 2],
+        /// Aspect ratio of a crop, log-uniform in `[low, high]`.
+        pub ratio: [f64; 2],
+        /// Probability of a horizontal flip.
+        pub flip: f64,
+        /// Probability of the color jitter.
+        pub jitter: f64,
+        /// Brightness factor, uniform in `[1-b, 1+b]`.
+        pub brightness: f64,
+        /// Contrast factor, uniform in `[1-c, 1+c]`.
+        pub contrast: f64,
+        /// Saturation factor, uniform in `[1-s, 1+s]`.
+        pub saturation: f64,
+        /// Hue shift in turns, uniform in `[-h, h]`.
+        pub hue: f64,
+        /// Probability of grayscale.
+        pub gray: f64,
+        /// Probability of Gaussian blur: first global crop, second global crop, local crops.
+        pub blur: [f64; 3],
+        /// Radius (standard deviation, pixels) of the blur, uniform in `[low, high]`.
+        pub blur_radius: [f64; 2],
+        /// Probability of solarizing the second global crop (threshold 128).
+        pub solarize: f64,
+        /// Mean per channel (RGB, of values in `[0, 1]`), subtracted.
+        pub mean: [f32; 3],
+        /// Standard deviation per channel, divided by.
+        pub std: [f32; 3],
+    }
 }
 
 /// Width, depth and heads of a Vision Transformer.
@@ -108,38 +131,38 @@ pub enum Arch {
     Custom,
 }
 
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelConfig {
-    /// `vit_tiny`, `vit_small`, `vit_base`, or `custom` with the three sizes below.
-    pub arch: Arch,
-    /// Embedding width; read only with `arch = "custom"`.
-    pub dim: usize,
-    /// Transformer blocks; read only with `arch = "custom"`.
-    pub depth: usize,
-    /// Attention heads; read only with `arch = "custom"`.
-    pub heads: usize,
-    /// Side of a patch in pixels; must divide both crop sizes.
-    pub patch_size: usize,
-    /// Stochastic depth of the last block of the student (grows linearly from 0).
-    pub drop_path: f64,
+section! {
+    /// `[model]`
+    pub struct ModelConfig {
+        /// `vit_tiny`, `vit_small`, `vit_base`, or `custom` with the three sizes below.
+        pub arch: Arch,
+        /// Embedding width; read only with `arch = "custom"`.
+        pub dim: usize,
+        /// Transformer blocks; read only with `arch = "custom"`.
+        pub depth: usize,
+        /// Attention heads; read only with `arch = "custom"`.
+        pub heads: usize,
+        /// Side of a patch in pixels; must divide both crop sizes.
+        pub patch_size: usize,
+        /// Stochastic depth of the last block of the student (grows linearly from 0).
+        pub drop_path: f64,
+    }
 }
 
-/// `[head]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HeadConfig {
-    /// Width of the two hidden layers.
-    pub hidden: usize,
-    /// Width of the normalized bottleneck.
-    pub bottleneck: usize,
-    /// K of the class head.
-    pub class_prototypes: usize,
-    /// K of the patch head.
-    pub patch_prototypes: usize,
-    /// Freeze the magnitude `g` of the last layer at 1.
-    pub norm_last_layer: bool,
+section! {
+    /// `[head]`
+    pub struct HeadConfig {
+        /// Width of the two hidden layers.
+        pub hidden: usize,
+        /// Width of the normalized bottleneck.
+        pub bottleneck: usize,
+        /// K of the class head.
+        pub class_prototypes: usize,
+        /// K of the patch head.
+        pub patch_prototypes: usize,
+        /// Freeze the magnitude `g` of the last layer at 1.
+        pub norm_last_layer: bool,
+    }
 }
 
 /// The image-level method.
@@ -150,22 +173,22 @@ pub enum ImageMethod {
     Dino,
 }
 
-/// `[image]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ImageObjective {
-    /// `dino`.
-    pub method: ImageMethod,
-    /// Temperature of the student, for both losses.
-    pub student_temp: f64,
-    /// First temperature of the teacher, for both losses.
-    pub teacher_temp_start: f64,
-    /// Temperature of the teacher after its warm-up.
-    pub teacher_temp_end: f64,
-    /// Epochs over which the teacher temperature rises linearly.
-    pub teacher_temp_warmup_epochs: f64,
-    /// Momentum of both centers.
-    pub center_momentum: f64,
+section! {
+    /// `[image]`
+    pub struct ImageObjective {
+        /// `dino`.
+        pub method: ImageMethod,
+        /// Temperature of the student, for both losses.
+        pub student_temp: f64,
+        /// First temperature of the teacher, for both losses.
+        pub teacher_temp_start: f64,
+        /// Temperature of the teacher after its warm-up.
+        pub teacher_temp_end: f64,
+        /// Epochs over which the teacher temperature rises linearly.
+        pub teacher_temp_warmup_epochs: f64,
+        /// Momentum of both centers.
+        pub center_momentum: f64,
+    }
 }
 
 /// What lies beyond the edge of the patch grid.
@@ -226,82 +249,82 @@ pub enum AllPatches {
     All,
 }
 
-/// `[patch]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PatchObjective {
-    /// Off = the plain image-level baseline.
-    pub enabled: bool,
-    /// λ, the weight of the patch loss.
-    pub weight: f64,
-    /// `wrap` or `clip`.
-    pub border: Border,
-    /// Side of the neighborhood in patches, odd, or `"all"`.
-    pub window: Window,
-    /// Positives kept per patch.
-    pub k: usize,
-    /// `class_attention` or `mean`.
-    pub aggregation: Aggregation,
-    /// `teacher` or `student`.
-    pub matching: MatchingSource,
-    /// `all` or `global`.
-    pub crops: PatchCrops,
+section! {
+    /// `[patch]`
+    pub struct PatchObjective {
+        /// Off = the plain image-level baseline.
+        pub enabled: bool,
+        /// λ, the weight of the patch loss.
+        pub weight: f64,
+        /// `wrap` or `clip`.
+        pub border: Border,
+        /// Side of the neighborhood in patches, odd, or `"all"`.
+        pub window: Window,
+        /// Positives kept per patch.
+        pub k: usize,
+        /// `class_attention` or `mean`.
+        pub aggregation: Aggregation,
+        /// `teacher` or `student`.
+        pub matching: MatchingSource,
+        /// `all` or `global`.
+        pub crops: PatchCrops,
+    }
 }
 
-/// `[optim]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimConfig {
-    /// Images a step, over all ranks and accumulated micro-batches.
-    pub batch: usize,
-    /// Micro-batches a step; each holds `batch / accumulate` images.
-    pub accumulate: usize,
-    /// Passes over the images; read unless `steps` is positive.
-    pub epochs: usize,
-    /// Optimizer steps; 0 = `epochs` says. Schedules stretch over this length.
-    pub steps: usize,
-    /// Peak learning rate for a batch of 256; the real peak is `lr_per_256 * batch / 256`.
-    pub lr_per_256: f64,
-    /// Last learning rate.
-    pub min_lr: f64,
-    /// Epochs of linear warm-up.
-    pub warmup_epochs: f64,
-    /// First weight decay.
-    pub weight_decay: f64,
-    /// Last weight decay (cosine).
-    pub weight_decay_end: f64,
-    /// First momentum of the teacher; rises to 1 (cosine).
-    pub momentum: f64,
-    /// AdamW β₁ and β₂.
-    pub betas: [f64; 2],
-    /// AdamW ε.
-    pub eps: f64,
-    /// Largest gradient norm **of each parameter tensor**; 0 = no clipping.
-    pub clip: f64,
-    /// Epochs in which the last layers of both heads stay fixed.
-    pub freeze_last_layer_epochs: f64,
+section! {
+    /// `[optim]`
+    pub struct OptimConfig {
+        /// Images a step, over all ranks and accumulated micro-batches.
+        pub batch: usize,
+        /// Micro-batches a step; each holds `batch / accumulate` images.
+        pub accumulate: usize,
+        /// Passes over the images; read unless `steps` is positive.
+        pub epochs: usize,
+        /// Optimizer steps; 0 = `epochs` says. Schedules stretch over this length.
+        pub steps: usize,
+        /// Peak learning rate for a batch of 256; the real peak is `lr_per_256 * batch / 256`.
+        pub lr_per_256: f64,
+        /// Last learning rate.
+        pub min_lr: f64,
+        /// Epochs of linear warm-up.
+        pub warmup_epochs: f64,
+        /// First weight decay.
+        pub weight_decay: f64,
+        /// Last weight decay (cosine).
+        pub weight_decay_end: f64,
+        /// First momentum of the teacher; rises to 1 (cosine).
+        pub momentum: f64,
+        /// AdamW β₁ and β₂.
+        pub betas: [f64; 2],
+        /// AdamW ε.
+        pub eps: f64,
+        /// Largest gradient norm **of each parameter tensor**; 0 = no clipping.
+        pub clip: f64,
+        /// Epochs in which the last layers of both heads stay fixed.
+        pub freeze_last_layer_epochs: f64,
+    }
 }
 
-/// `[checkpoint]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CheckpointConfig {
-    /// Steps between checkpoints; 0 = once an epoch.
-    pub every_steps: usize,
-    /// Newest checkpoints kept.
-    pub keep: usize,
-    /// Every this-many-th step is kept for good; 0 = none.
-    pub keep_every: usize,
+section! {
+    /// `[checkpoint]`
+    pub struct CheckpointConfig {
+        /// Steps between checkpoints; 0 = once an epoch.
+        pub every_steps: usize,
+        /// Newest checkpoints kept.
+        pub keep: usize,
+        /// Every this-many-th step is kept for good; 0 = none.
+        pub keep_every: usize,
+    }
 }
 
-/// `[log]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogConfig {
-    /// Steps between lines of `metrics.jsonl`.
-    pub every_steps: usize,
-    /// Write TensorBoard event files.
-    pub tensorboard: bool,
+section! {
+    /// `[log]`
+    pub struct LogConfig {
+        /// Steps between lines of `metrics.jsonl`.
+        pub every_steps: usize,
+        /// Write TensorBoard event files.
+        pub tensorboard: bool,
+    }
 }
 
 /// What to do on signs of collapse.
@@ -314,18 +337,18 @@ pub enum OnCollapse {
     Warn,
 }
 
-/// `[guard]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct GuardConfig {
-    /// Non-finite steps in a row that are skipped before rolling back to the last checkpoint.
-    pub max_skipped: usize,
-    /// Roll-backs before the run stops with exit code 3.
-    pub max_rollbacks: usize,
-    /// `stop` or `warn`.
-    pub on_collapse: OnCollapse,
-    /// Steps for which a sign of collapse must last.
-    pub collapse_steps: usize,
+section! {
+    /// `[guard]`
+    pub struct GuardConfig {
+        /// Non-finite steps in a row that are skipped before rolling back to the last checkpoint.
+        pub max_skipped: usize,
+        /// Roll-backs before the run stops with exit code 3.
+        pub max_rollbacks: usize,
+        /// `stop` or `warn`.
+        pub on_collapse: OnCollapse,
+        /// Steps for which a sign of collapse must last.
+        pub collapse_steps: usize,
+    }
 }
 
 /// How the training operations are computed.

@@ -1,1 +1,192 @@
-//! (device)
+//! Where the numbers are computed: CPU or one CUDA device, and in which precision.
+
+use std::fmt;
+use std::str::FromStr;
+
+use candle_core::{DType, Device};
+
+/// What `--device` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA if this program and this machine have it, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The CUDA device of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(n) => write!(f, "cuda:{n}"),
+        }
+    }
+}
+
+/// What `--precision` asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// f32.
+    #[default]
+    Auto,
+    /// Everything in f32.
+    F32,
+    /// Products in bf16 with f32 master weights; CUDA only.
+    Bf16,
+}
+
+/// The chosen device and precision.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// The device.
+    pub device: Device,
+    /// Element type of the forward pass; weights, gradients and optimizer stay f32.
+    pub dtype: DType,
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = match self.device.location() {
+            candle_core::DeviceLocation::Cpu => "CPU".to_owned(),
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("CUDA device {gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => format!("Metal device {gpu_id}"),
+        };
+        write!(f, "{device}, {}", self.dtype.as_str())
+    }
+}
+
+/// Why the wished device cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// Built without CUDA.
+    #[error("this program was built without CUDA")]
+    NotCompiled,
+    /// Built with CUDA, but the device does not answer.
+    #[error("CUDA device {index} cannot be used: {reason}")]
+    Unusable {
+        /// Its number.
+        index: usize,
+        /// What the driver said.
+        reason: String,
+    },
+    /// bf16 on the CPU.
+    #[error("precision bf16 needs a CUDA device; on the CPU it is slower than f32")]
+    Bf16OnCpu,
+}
+
+impl DeviceError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(
+            match self {
+                Self::NotCompiled => {
+                    "build with `cargo build --release -p pass-host --features cuda`, or use `--device cpu`"
+                }
+                Self::Unusable { .. } => "`pass-host doctor` shows what is usable; `--device cpu` always is",
+                Self::Bf16OnCpu => "use `--precision f32`, or a CUDA device",
+            }
+            .into(),
+        )
+    }
+}
+
+/// True if CUDA support was compiled in.
+pub const CUDA_COMPILED: bool = cfg!(feature = "cuda");
+
+/// Opens the wished device.
+///
+/// # Errors
+/// [`DeviceError`] if it is not there or does not support the precision; `auto` falls back to the CPU instead.
+pub fn choose(device: DeviceChoice, precision: Precision) -> Result<Compute, DeviceError> {
+    let device = match device {
+        DeviceChoice::Cpu => Device::Cpu,
+        DeviceChoice::Cuda(index) => open_cuda(index)?,
+        DeviceChoice::Auto => open_cuda(0).unwrap_or(Device::Cpu),
+    };
+    let dtype = match precision {
+        Precision::Auto | Precision::F32 => DType::F32,
+        Precision::Bf16 if device.is_cpu() => return Err(DeviceError::Bf16OnCpu),
+        Precision::Bf16 => DType::BF16,
+    };
+    Ok(Compute { device, dtype })
+}
+
+/// Opens a CUDA device. The driver library is loaded at run time and its absence is a panic inside the binding, which is
+/// caught here so that one program serves machines with and without CUDA.
+pub fn open_cuda(index: usize) -> Result<Device, DeviceError> {
+    if !CUDA_COMPILED {
+        return Err(DeviceError::NotCompiled);
+    }
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let opened = std::panic::catch_unwind(|| Device::new_cuda(index));
+    std::panic::set_hook(hook);
+    match opened {
+        Ok(Ok(device)) => Ok(device),
+        Ok(Err(error)) => {
+            let reason = error.to_string().lines().next().unwrap_or_default().to_owned();
+            Err(DeviceError::Unusable { index, reason })
+        }
+        Err(_) => {
+            Err(DeviceError::Unusable { index, reason: "the CUDA driver library was not found".into() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_names_parse() {
+        let cases = [
+            ("auto", Some(DeviceChoice::Auto)),
+            ("cpu", Some(DeviceChoice::Cpu)),
+            ("cuda", Some(DeviceChoice::Cuda(0))),
+            ("cuda:3", Some(DeviceChoice::Cuda(3))),
+            ("cuda:", None),
+            ("cuda:-1", None),
+            ("gpu", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(text.parse().ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_computes_in_f32_only() {
+        let compute = choose(DeviceChoice::Cpu, Precision::Auto).unwrap();
+        assert_eq!(compute.to_string(), "CPU, f32");
+        assert!(matches!(choose(DeviceChoice::Cpu, Precision::Bf16), Err(DeviceError::Bf16OnCpu)));
+    }
+
+    #[test]
+    fn auto_always_finds_a_device() {
+        assert!(choose(DeviceChoice::Auto, Precision::F32).is_ok());
+        if !CUDA_COMPILED {
+            assert!(matches!(choose(DeviceChoice::Cuda(0), Precision::F32), Err(DeviceError::NotCompiled)));
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Values computed from the configuration, never written back into it.
+
+use super::{
+    Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig,
+    TrainConfig, layers::display_value,
+};
+
+impl Arch {
+    /// `(width, depth, heads)` of a named architecture; `None` for [`Arch::Custom`].
+    pub fn dims(self) -> Option<(usize, usize, usize)> {
+        match self {
+            Arch::VitTiny => Some((192, 12, 3)),
+            Arch::VitSmall => Some((384, 12, 6)),
+            Arch::VitBase => Some((768, 12, 12)),
+            Arch::Custom => None,
+        }
+    }
+}
+
+impl ModelConfig {
+    /// `(D, depth, H)`: embedding width, blocks, attention heads.
+    pub fn dims(&self) -> (usize, usize, usize) {
+        self.arch.dims().unwrap_or((self.dim, self.depth, self.heads))
+    }
+}
+
+impl OptimConfig {
+    /// Images in one micro-batch: `batch / accumulate`.
+    pub fn micro_batch(&self) -> usize {
+        self.batch / self.accumulate.max(1)
+    }
+
+    /// The peak learning rate by the linear rule: `lr_per_256 · batch / 256`.
+    pub fn peak_lr(&self) -> f64 {
+        self.lr_per_256 * self.batch as f64 / 256.0
+    }
+}
+
+impl TrainConfig {
+    /// `(D, depth, H)`: embedding width, blocks, attention heads.
+    pub fn dims(&self) -> (usize, usize, usize) {
+        self.model.dims()
+    }
+
+    /// Patches along one side of a square crop of `size` pixels.
+    pub fn grid(&self, size: usize) -> usize {
+        size / self.model.patch_size.max(1)
+    }
+
+    /// Images in one micro-batch.
+    pub fn micro_batch(&self) -> usize {
+        self.optim.micro_batch()
+    }
+
+    /// The peak learning rate for the real batch.
+    pub fn peak_lr(&self) -> f64 {
+        self.optim.peak_lr()
+    }
+
+    /// Steps in one pass over `images` images; the incomplete last batch is dropped, so 0 means too few images.
+    pub fn steps_per_epoch(&self, images: usize) -> usize {
+        images / self.optim.batch.max(1)
+    }
+
+    /// Optimizer steps of the whole run over `images` images.
+    pub fn total_steps(&self, images: usize) -> usize {
+        if self.optim.steps > 0 { self.optim.steps } else { self.optim.epochs * self.steps_per_epoch(images) }
+    }
+
+    /// The length of the run in passes over the images, for schedules given in epochs.
+    pub fn total_epochs(&self, images: usize) -> f64 {
+        self.total_steps(images) as f64 / self.steps_per_epoch(images).max(1) as f64
+    }
+
+    /// Steps between checkpoints: `checkpoint.every_steps`, or one epoch.
+    pub fn checkpoint_interval(&self, images: usize) -> usize {
+        match self.checkpoint.every_steps {
+            0 => self.steps_per_epoch(images).max(1),
+            steps => steps,
+        }
+    }
+
+    /// Checks that `images` images are enough for one batch.
+    ///
+    /// # Errors
+    /// [`ConfigError::TooFewImages`] if they are not.
+    pub fn check_images(&self, images: usize) -> Result<(), ConfigError> {
+        if images < self.optim.batch {
+            return Err(ConfigError::TooFewImages { images, batch: self.optim.batch });
+        }
+        Ok(())
+    }
+
+    /// This configuration with everything at its default that may change between two parts of one run: where the
+    /// images lie (their content is hashed by the data manifest), loading, checkpoints, logging and the guard.
+    fn resumable(&self) -> Self {
+        Self {
+            data: DataConfig {
+                limit: self.data.limit,
+                max_megapixels: self.data.max_megapixels,
+                ..DataConfig::default()
+            },
+            checkpoint: CheckpointConfig::default(),
+            log: LogConfig::default(),
+            guard: GuardConfig::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Hash (xxh3, 16 hex digits) of everything that a resumed run must share with the run it continues.
+    pub fn config_hash(&self) -> String {
+        format!("{:016x}", xxhash_rust::xxh3::xxh3_64(self.resumable().canonical().as_bytes()))
+    }
+
+    /// The keys in which `self` differs from the `stored` configuration of a run in a way that forbids continuing
+    /// it: `(key, stored value, value now)`. Empty exactly if the [`config_hash`](Self::config_hash)es agree.
+    pub fn resume_differences(&self, stored: &Self) -> Vec<(String, String, String)> {
+        let (now, then) = (self.resumable(), stored.resumable());
+        let (now, then) = (now.to_table(), then.to_table());
+        super::keys::all_keys()
+            .filter_map(|key| {
+                let (a, b) = (display_value(&then, &key), display_value(&now, &key));
+                (a != b).then_some((key, a, b))
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::presets;
+
+    #[test]
+    fn paper_values_follow_the_linear_rule() {
+        let config = TrainConfig::default();
+        assert_eq!(config.dims(), (384, 12, 6));
+        assert_eq!(config.grid(224), 14);
+        assert!((config.peak_lr() - 0.002).abs() < 1e-15);
+        assert_eq!(config.steps_per_epoch(1_281_167), 1251);
+        assert_eq!(config.total_steps(1_281_167), 250_200);
+        assert_eq!(config.checkpoint_interval(1_281_167), 1251);
+    }
+
+    #[test]
+    fn steps_win_over_epochs() {
+        let mut config = TrainConfig::default();
+        config.optim.steps = 7;
+        config.optim.batch = 10;
+        assert_eq!(config.total_steps(25), 7);
+        assert_eq!(config.total_epochs(25), 3.5);
+        assert!(config.check_images(10).is_ok());
+        assert!(config.check_images(9).is_err());
+    }
+
+    #[test]
+    fn the_hash_ignores_what_may_change_on_resume() {
+        let base = presets::find("demo").unwrap().config();
+        let mut moved = base.clone();
+        moved.data.images = vec!["elsewhere".into()];
+        moved.data.workers = 7;
+        moved.data.prefetch = 9;
+        moved.log.every_steps = 1;
+        moved.checkpoint.every_steps = 3;
+        moved.guard.on_collapse = crate::config::OnCollapse::Warn;
+        assert_eq!(base.config_hash(), moved.config_hash());
+        assert!(moved.resume_differences(&base).is_empty());
+
+        let mut changed = base.clone();
+        changed.optim.momentum = 0.9;
+        changed.seed = 5;
+        assert_ne!(base.config_hash(), changed.config_hash());
+        let keys: Vec<_> = changed.resume_differences(&base).into_iter().map(|d| d.0).collect();
+        assert_eq!(keys, ["seed", "optim.momentum"]);
+    }
+}

@@ -1,0 +1,111 @@
+//! Named starting points. Everything in a preset can be overridden.
+
+use super::{
+    Arch, AugmentConfig, CheckpointConfig, HeadConfig, ImageObjective, LogConfig, ModelConfig, OptimConfig,
+    TrainConfig,
+};
+
+/// A named configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// The name given to `--preset`.
+    pub name: &'static str,
+    /// What it is, in one line.
+    pub about: &'static str,
+    build: fn() -> TrainConfig,
+}
+
+impl Preset {
+    /// The configuration.
+    pub fn config(&self) -> TrainConfig {
+        (self.build)()
+    }
+}
+
+/// The preset used when images are given but no preset.
+pub const DEFAULT: &str = "paper-vit-s16";
+
+/// The preset used when no images are given: the bundled photos.
+pub const DEMO: &str = "demo";
+
+/// Every preset.
+pub const PRESETS: [Preset; 4] = [
+    Preset {
+        name: DEFAULT,
+        about: "the paper on ImageNet: ViT-S/16, batch 1024, 200 epochs, K 65536/4096, 2 local crops",
+        build: TrainConfig::default,
+    },
+    Preset {
+        name: "paper-vit-ti16-coco",
+        about: "the paper's ablations on COCO: ViT-Ti/16, batch 256, 200 epochs, K 4096/4096",
+        build: paper_vit_ti16_coco,
+    },
+    Preset {
+        name: "release-vit-s16",
+        about: "the released weights: ViT-S/16, 8 local crops, constant teacher temperature, 300 epochs",
+        build: release_vit_s16,
+    },
+    Preset {
+        name: DEMO,
+        about: "a small network on small crops: about two minutes on two CPU cores with the bundled photos",
+        build: demo,
+    },
+];
+
+/// The preset called `name`.
+pub fn find(name: &str) -> Option<&'static Preset> {
+    PRESETS.iter().find(|preset| preset.name == name)
+}
+
+fn paper_vit_ti16_coco() -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        model: ModelConfig { arch: Arch::VitTiny, dim: 192, depth: 12, heads: 3, ..base.model },
+        head: HeadConfig { class_prototypes: 4096, patch_prototypes: 4096, ..base.head },
+        optim: OptimConfig { batch: 256, ..base.optim },
+        ..base
+    }
+}
+
+fn release_vit_s16() -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        augment: AugmentConfig { local_crops: 8, ..base.augment },
+        image: ImageObjective {
+            teacher_temp_start: 0.04,
+            teacher_temp_end: 0.04,
+            teacher_temp_warmup_epochs: 0.0,
+            ..base.image
+        },
+        optim: OptimConfig { epochs: 300, min_lr: 1e-6, ..base.optim },
+        ..base
+    }
+}
+
+fn demo() -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        augment: AugmentConfig { global_size: 96, local_size: 48, local_crops: 2, ..base.augment },
+        model: ModelConfig { arch: Arch::Custom, dim: 128, depth: 6, heads: 4, ..base.model },
+        head: HeadConfig {
+            hidden: 512,
+            bottleneck: 128,
+            class_prototypes: 1024,
+            patch_prototypes: 512,
+            ..base.head
+        },
+        image: ImageObjective { teacher_temp_warmup_epochs: 5.0, ..base.image },
+        optim: OptimConfig {
+            batch: 16,
+            steps: 400,
+            lr_per_256: 0.005,
+            min_lr: 1e-5,
+            warmup_epochs: 2.0,
+            momentum: 0.99,
+            ..base.optim
+        },
+        checkpoint: CheckpointConfig { every_steps: 100, ..base.checkpoint },
+        log: LogConfig { every_steps: 5, ..base.log },
+        ..base
+    }
+}
