@@ -6,11 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::OptimConfig;
 use crate::model::parameters::Parameters;
-use crate::ops::adamw::{AdamW, AdamWTensors, adamw_ema_step, ema_step};
-use crate::ops::grad_norm;
-
-/// Added to a norm before dividing by it in the clipping coefficient.
-const CLIP_EPS: f64 = 1e-6;
+use crate::ops::{AdamWStep, Ops, clip_scale};
 
 /// Gradients of the trained tensors by name.
 pub type Gradients = HashMap<String, Tensor>;
@@ -41,6 +37,7 @@ pub struct Optimizer {
     betas: [f64; 2],
     eps: f64,
     clip: f64,
+    ops: Ops,
     moments: BTreeMap<String, Moments>,
 }
 
@@ -52,24 +49,24 @@ pub fn is_undecayed(name: &str, rank: usize) -> bool {
 
 impl Optimizer {
     /// Zero moments for every trained tensor.
-    pub fn new(config: &OptimConfig, student: &Parameters) -> Result<Self> {
+    pub fn new(config: &OptimConfig, student: &Parameters, ops: Ops) -> Result<Self> {
         let zero = |tensor: &Tensor| Tensor::zeros(tensor.shape(), DType::F32, tensor.device());
         let moments = student.iter().filter(|(_, parameter)| parameter.trainable).map(|(name, parameter)| {
             let (first, second) = (zero(&parameter.tensor)?, zero(&parameter.tensor)?);
             Ok((name.to_string(), Moments { first, second, steps: 0 }))
         });
         let moments = moments.collect::<Result<_>>()?;
-        Ok(Self { betas: config.betas, eps: config.eps, clip: config.clip, moments })
+        Ok(Self { betas: config.betas, eps: config.eps, clip: config.clip, ops, moments })
     }
 
     /// L2 norm of every gradient, not finite if any of its values is not.
     pub fn norms(&self, gradients: &Gradients) -> Result<BTreeMap<String, f64>> {
-        gradients.iter().map(|(name, gradient)| Ok((name.clone(), grad_norm(gradient)?))).collect()
+        gradients.iter().map(|(name, gradient)| Ok((name.clone(), self.ops.grad_norm(gradient)?))).collect()
     }
 
     /// What a gradient of this norm is multiplied with: `min(1, clip / (norm + 1e-6))`, for each tensor on its own.
     pub fn clip_coefficient(&self, norm: f64) -> f64 {
-        if self.clip > 0.0 { (self.clip / (norm + CLIP_EPS)).min(1.0) } else { 1.0 }
+        clip_scale(norm, self.clip)
     }
 
     /// One update of the student in place, then of the teacher: `teacher ← m·teacher + (1 − m)·student`.
@@ -89,29 +86,28 @@ impl Optimizer {
             let (Some(moments), Some(gradient), Some(norm), false) =
                 (self.moments.get_mut(name), gradients.get(name), norms.get(name), frozen)
             else {
-                ema_step(&teacher, &parameter.tensor, size.momentum)?;
+                self.ops.ema_step(&teacher, &parameter.tensor, size.momentum)?;
                 continue;
             };
             moments.steps += 1;
             let decayed = !is_undecayed(name, parameter.tensor.rank());
-            let rule = AdamW {
+            let update = AdamWStep {
                 lr: size.lr,
-                beta1: self.betas[0],
-                beta2: self.betas[1],
+                betas: self.betas,
                 eps: self.eps,
                 weight_decay: if decayed { size.weight_decay } else { 0.0 },
                 step: moments.steps,
-                gradient_scale: if self.clip > 0.0 { (self.clip / (norm + CLIP_EPS)).min(1.0) } else { 1.0 },
+                gradient_scale: clip_scale(*norm, self.clip),
                 momentum: size.momentum,
             };
-            let tensors = AdamWTensors {
-                parameter: &parameter.tensor,
+            self.ops.adamw_ema_step(
+                &parameter.tensor,
                 gradient,
-                first: &moments.first,
-                second: &moments.second,
-                teacher: &teacher,
-            };
-            adamw_ema_step(&tensors, &rule)?;
+                &moments.first,
+                &moments.second,
+                Some(&teacher),
+                &update,
+            )?;
         }
         Ok(())
     }
@@ -137,9 +133,10 @@ impl Optimizer {
         config: &OptimConfig,
         student: &Parameters,
         mut tensors: BTreeMap<String, Tensor>,
+        ops: Ops,
         device: &Device,
     ) -> Result<Self> {
-        let mut optimizer = Self::new(config, student)?;
+        let mut optimizer = Self::new(config, student, ops)?;
         for (name, moments) in &mut optimizer.moments {
             let mut take = |kind: &str| match tensors.remove(&format!("{kind}.{name}")) {
                 Some(tensor) => Ok(tensor),

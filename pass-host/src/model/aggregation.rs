@@ -4,7 +4,7 @@
 //! patch, started from the same class token, attends over that patch's positives. LayerNorm, keys and values act on
 //! each patch alone, so they are computed once per block for both uses (SEMANTICS §12).
 
-use candle_core::{Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 use super::parameters::Parameters;
 use super::vit::weight_and_bias;
@@ -147,7 +147,8 @@ impl ClassAttentionBlock {
         };
         let scale = ((dim / self.heads) as f64).powf(-0.5);
         let scores = (split(&query, 1)?.matmul(&split(&key, tokens)?.transpose(2, 3)?)? * scale)?;
-        crate::ops::softmax(&scores)
+        let exponentials = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
     }
 
     /// One token per patch (`[B, N, D]`, or `[1, 1, D]` while all are equal) attends over itself and its positives.

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::center::Centers;
+use super::center::{Centers, mean_rows};
 use super::loss::{class_pairs, patch_pairs};
 use super::matching::{self, Matching};
 use crate::config::{Aggregation, MatchingSource, PatchCrops, TrainConfig};
@@ -136,14 +136,14 @@ impl Objective {
         let class_targets = teacher.class_head.forward(&teacher_tokens.class)?;
         let local_crops = crops.local.as_ref().map_or(0, |group| group.crops);
         let (pairs, weight) = class_pairs(crops.batch, crops.global.crops, local_crops);
-        let (image, image_stats) = ops.cross_entropy(
+        let (image, image_stats) = ops.cross_entropy_with_stats(
             &class_logits,
             &class_targets,
             &centers.class,
             self.student_temp,
             teacher_temp,
             &pairs,
-            &vec![weight; pairs.len()],
+            weight,
         )?;
 
         let (mut total, mut patch, mut patch_stats) = (image.clone(), None, None);
@@ -159,19 +159,19 @@ impl Objective {
             let logits = student_head.forward(learned)?; // [Σ crops·B·N, K]
             let targets = teacher_head.forward(target)?;
             let (pairs, weights) = patch_pairs(crops.batch, &patch_groups);
-            let (loss, stats) = ops.cross_entropy(
+            let (loss, stats) = ops.cross_entropy_with_stats(
                 &logits,
                 &targets,
                 center,
                 self.student_temp,
                 teacher_temp,
                 &pairs,
-                &weights,
+                weights.as_slice(),
             )?;
             total = (total + (&loss * self.patch_weight)?)?;
             patch = Some(loss);
             patch_stats = Some(stats);
-            patch_mean = Some(ops.mean_rows(&targets)?);
+            patch_mean = Some(mean_rows(&targets)?);
             patch_targets = Some(targets);
         }
         let Some((features, positives)) = monitor_source else {
@@ -188,7 +188,7 @@ impl Objective {
             total,
             image,
             patch,
-            teacher_mean: Centers { class: ops.mean_rows(&class_targets)?, patch: patch_mean },
+            teacher_mean: Centers { class: mean_rows(&class_targets)?, patch: patch_mean },
             image_stats,
             patch_stats,
             monitor: Monitor { features, patch: patch_monitor },

@@ -108,7 +108,7 @@ impl Trainer {
         let moments = checkpoint.tensors(PARTS[2], device)?;
         let mut stored = checkpoint.tensors(PARTS[3], device)?;
         let rest = || -> candle_core::Result<Self> {
-            let optimizer = Optimizer::restore(&config.optim, &student, moments, device)?;
+            let optimizer = Optimizer::restore(&config.optim, &student, moments, config.ops.into(), device)?;
             let mut centers = Centers::new(&architecture, device)?;
             let mut fill = |name: &str, center: &mut Tensor| match stored.remove(name) {
                 Some(tensor) if tensor.dims() == center.dims() => {

@@ -75,7 +75,7 @@ impl Trainer {
         let teacher = student.to_teacher()?;
         let architecture = Architecture::from_config(config);
         let centers = Centers::new(&architecture, device)?;
-        let optimizer = Optimizer::new(&config.optim, &student)?;
+        let optimizer = Optimizer::new(&config.optim, &student, Ops::from(config.ops))?;
         Self::assemble(config, &architecture, student, teacher, centers, optimizer)
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Result, Tensor};
 
-use crate::objective::center::Centers;
+use crate::objective::center::{Centers, mean_rows};
 use crate::objective::forward::Monitor;
 use crate::ops::Ops;
 
@@ -12,8 +12,8 @@ use crate::ops::Ops;
 pub fn feature_std(features: &Tensor, ops: Ops) -> Result<f64> {
     let rows = features.flatten_to(D::Minus2)?;
     let unit = ops.l2_normalize(&rows, 1e-12)?;
-    let mean = ops.mean_rows(&unit)?;
-    let mean_of_squares = ops.mean_rows(&unit.sqr()?)?;
+    let mean = mean_rows(&unit)?;
+    let mean_of_squares = mean_rows(&unit.sqr()?)?;
     let variance = (mean_of_squares - mean.sqr()?)?.relu()?;
     Ok(f64::from(variance.sqrt()?.mean_all()?.to_scalar::<f32>()?))
 }
