@@ -1,1 +1,345 @@
-//! (ops)
+//! The training operations: each as a fused CPU `f32` kernel with a hand-written backward pass, and as the plain
+//! composition of differentiable tensor operations that it must agree with.
+//!
+//! [`Ops`] picks per call: fused where every tensor holds `f32` on the CPU and the run asked for it, the composition
+//! elsewhere (CUDA, `bf16`, `f64`). Results never depend on the number of threads: work is cut by sizes, sums are
+//! formed per part and added in order.
+//!
+//! | file | operation |
+//! |---|---|
+//! | `layer_norm` | LayerNorm over the last dimension |
+//! | `linear` | `x Wᵀ + b`, optionally followed by the exact GELU |
+//! | `head` | softmax attention of one head over strided views, shared by the next two |
+//! | `attention`, `class_attention` | self-attention from packed `[q|k|v]`; few queries over many tokens |
+//! | `positives`, `neighbor_attention`, `gather_mean` | every patch over its own positives |
+//! | `normalize` | L2 normalization and weight normalization |
+//! | `add_scaled` | residual connection with stochastic depth |
+//! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
+//! | `patchify` | images -> rows of pixels, for the patch embedding |
+//! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
+//! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
+
+mod access;
+mod adamw;
+mod add_scaled;
+mod attention;
+mod buffer;
+mod class_attention;
+mod cross_entropy;
+mod gather_mean;
+mod head;
+mod lanes;
+mod layer_norm;
+mod linear;
+mod neighbor_attention;
+mod normalize;
+mod patchify;
+mod positives;
+mod product;
+#[cfg(test)]
+mod testing;
+
+use crate::config::OpsKind;
+use candle_core::{Result, Tensor};
+
+pub use adamw::{AdamWStep, clip_scale};
+pub use cross_entropy::{PairWeights, Stats};
+pub use positives::Positives;
+
+/// The training operations, fused or as compositions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ops(pub OpsKind);
+
+impl From<OpsKind> for Ops {
+    fn from(kind: OpsKind) -> Self {
+        Self(kind)
+    }
+}
+
+impl Ops {
+    /// Fused kernels where they exist.
+    pub fn fused() -> Self {
+        Self(OpsKind::Fused)
+    }
+
+    /// Compositions of tensor operations, everywhere.
+    pub fn reference() -> Self {
+        Self(OpsKind::Reference)
+    }
+
+    /// True where the fused kernels are to be used for these tensors.
+    fn fuses(self, tensors: &[&Tensor]) -> bool {
+        self.0 == OpsKind::Fused && access::on_cpu_f32(tensors)
+    }
+
+    /// LayerNorm over the last dimension: `(x − mean) / sqrt(variance + eps) · weight + bias`, biased variance.
+    ///
+    /// - `x`: `[.., D]`; `weight`, `bias`: `[D]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn layer_norm(self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+        layer_norm::check(x, weight, bias)?;
+        match self.fuses(&[x, weight, bias]) {
+            true => layer_norm::fused(x, weight, bias, eps),
+            false => layer_norm::composition(x, weight, bias, eps),
+        }
+    }
+
+    /// `x Wᵀ + b`.
+    ///
+    /// - `x`: `[.., I]`; `weight`: `[O, I]`; `bias`: `[O]`; result `[.., O]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        linear::check(x, weight, bias)?;
+        match self.fuses(&[x, weight, bias.unwrap_or(x)]) {
+            true => linear::fused(x, weight, bias, linear::Activation::None),
+            false => linear::composition(x, weight, bias, linear::Activation::None),
+        }
+    }
+
+    /// `GELU(x Wᵀ + b)`, the exact GELU `u · Φ(u)`.
+    ///
+    /// Shapes as for [`Ops::linear`].
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn linear_gelu(self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        linear::check(x, weight, Some(bias))?;
+        match self.fuses(&[x, weight, bias]) {
+            true => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
+            false => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
+        }
+    }
+
+    /// Multi-head self-attention from packed projections: `softmax(q kᵀ · (D/heads)^-½) v` per head.
+    ///
+    /// - `qkv`: `[B, N, 3D]`, a token is `[q|k|v]`, each `[heads, D/heads]`; result `[B, N, D]`.
+    ///
+    /// # Errors
+    /// If the last dimension is not three times a multiple of `heads`.
+    pub fn attention(self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        attention::check(qkv, heads)?;
+        match self.fuses(&[qkv]) {
+            true => attention::fused(qkv, heads),
+            false => attention::composition(qkv, heads),
+        }
+    }
+
+    /// The attention probabilities of [`Ops::attention`], `[B, heads, N, N]`; rows sum to 1.
+    ///
+    /// # Errors
+    /// If the last dimension is not three times a multiple of `heads`.
+    pub fn attention_weights(self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+        attention::check(qkv, heads)?;
+        attention::weights(qkv, heads)
+    }
+
+    /// Attention of a few queries over all tokens of their image (CaiT's class attention, with one query).
+    ///
+    /// - `q`: `[B, M, D]`; `k`, `v`: `[B, T, D]`; heads are consecutive parts of `D`; scale `(D/heads)^-½`;
+    ///   result `[B, M, D]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or `heads` does not divide `D`.
+    pub fn class_attention(self, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
+        class_attention::check(q, k, v, heads)?;
+        match self.fuses(&[q, k, v]) {
+            true => class_attention::fused(q, k, v, heads),
+            false => class_attention::composition(q, k, v, heads),
+        }
+    }
+
+    /// Attention of every patch over its own key and value and those of its positives.
+    ///
+    /// - `q`: `[B, N, D]`, or `[1, 1, D]` where all queries are the same;
+    /// - `own_kv`: `[B, N, 2D]`, a token is `[k|v]`, or `[1, 1, 2D]` where all are the same;
+    /// - `patch_kv`: `[B, N, 2D]`, from which the positives of the same image are gathered;
+    /// - result `[B, N, D]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other or `positives`.
+    pub fn neighbor_attention(
+        self,
+        q: &Tensor,
+        own_kv: &Tensor,
+        patch_kv: &Tensor,
+        positives: &Positives,
+        heads: usize,
+    ) -> Result<Tensor> {
+        neighbor_attention::check(q, own_kv, patch_kv, positives, heads)?;
+        match self.fuses(&[q, own_kv, patch_kv]) {
+            true => neighbor_attention::fused(q, own_kv, patch_kv, positives, heads),
+            false => neighbor_attention::composition(q, own_kv, patch_kv, positives, heads),
+        }
+    }
+
+    /// Mean of the positives of every patch; zero where a patch has none.
+    ///
+    /// - `x`: `[B, N, D]`; result `[B, N, D]`.
+    ///
+    /// # Errors
+    /// If the shape does not fit `positives`.
+    pub fn gather_mean(self, x: &Tensor, positives: &Positives) -> Result<Tensor> {
+        gather_mean::check(x, positives)?;
+        match self.fuses(&[x]) {
+            true => gather_mean::fused(x, positives),
+            false => gather_mean::composition(x, positives),
+        }
+    }
+
+    /// `x / max(‖x‖₂, eps)` over the last dimension.
+    ///
+    /// - `x`: `[.., D]`.
+    ///
+    /// # Errors
+    /// If `x` is a scalar.
+    pub fn l2_normalize(self, x: &Tensor, eps: f64) -> Result<Tensor> {
+        match self.fuses(&[x]) {
+            true => normalize::fused(x, eps),
+            false => normalize::composition(x, eps),
+        }
+    }
+
+    /// Weight normalization of each row: `g · v / ‖v‖₂`.
+    ///
+    /// - `v`: `[K, D]`; `g`: `[K, 1]`; result `[K, D]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn weight_norm(self, v: &Tensor, g: &Tensor) -> Result<Tensor> {
+        normalize::check_weight(v, g)?;
+        match self.fuses(&[v, g]) {
+            true => normalize::fused_weight(v, g),
+            false => normalize::composition_weight(v, g),
+        }
+    }
+
+    /// Residual connection with stochastic depth: `x + scale · branch`.
+    ///
+    /// - `x`, `branch`: `[B, ..]`, the same shape; `scale`: one factor per sample, all 1 if absent.
+    ///
+    /// # Errors
+    /// If the shapes differ or `scale` does not have `B` factors.
+    pub fn add_scaled(self, x: &Tensor, branch: &Tensor, scale: Option<&[f32]>) -> Result<Tensor> {
+        add_scaled::check(x, branch, scale)?;
+        match self.fuses(&[x, branch]) {
+            true => add_scaled::fused(x, branch, scale),
+            false => add_scaled::composition(x, branch, scale),
+        }
+    }
+
+    /// `Σ_pairs w · CE(softmax((t − c)/τ_t), log_softmax(s/τ_s))`, a scalar; gradient to the student only.
+    ///
+    /// - `student`: `[R, K]` logits; `teacher`: `[T, K]` logits; `center`: `[K]`;
+    /// - `pairs`: rows `(student, teacher)`; `weights`: one for all (`f32`) or one per pair (`&[f32]`).
+    ///
+    /// # Errors
+    /// If the shapes do not fit, a row does not exist, or a temperature is not positive.
+    pub fn cross_entropy<'a>(
+        self,
+        student: &Tensor,
+        teacher: &Tensor,
+        center: &Tensor,
+        student_temp: f64,
+        teacher_temp: f64,
+        pairs: &[(u32, u32)],
+        weights: impl Into<PairWeights<'a>>,
+    ) -> Result<Tensor> {
+        let (loss, _) = self.cross_entropy_with_stats(
+            student,
+            teacher,
+            center,
+            student_temp,
+            teacher_temp,
+            pairs,
+            weights,
+        )?;
+        Ok(loss)
+    }
+
+    /// [`Ops::cross_entropy`] and what monitoring wants to know about the pairs.
+    ///
+    /// # Errors
+    /// As [`Ops::cross_entropy`].
+    pub fn cross_entropy_with_stats<'a>(
+        self,
+        student: &Tensor,
+        teacher: &Tensor,
+        center: &Tensor,
+        student_temp: f64,
+        teacher_temp: f64,
+        pairs: &[(u32, u32)],
+        weights: impl Into<PairWeights<'a>>,
+    ) -> Result<(Tensor, Stats)> {
+        let temperatures = [student_temp, teacher_temp];
+        let weights = weights.into();
+        cross_entropy::check(student, teacher, center, temperatures, pairs, weights)?;
+        match self.fuses(&[student, teacher, center]) {
+            true => cross_entropy::fused(student, teacher, center, temperatures, pairs, weights),
+            false => cross_entropy::composition(student, teacher, center, temperatures, pairs, weights),
+        }
+    }
+
+    /// Images as rows of pixels in the order of a flattened convolution weight `[D, C, patch, patch]`, so that the
+    /// patch embedding is a linear layer.
+    ///
+    /// - `images`: `[B, C, height, width]`; result `[B, N, C·patch·patch]`, patches row by row.
+    ///
+    /// # Errors
+    /// If `patch` does not divide both sides.
+    pub fn patchify(self, images: &Tensor, patch: usize) -> Result<Tensor> {
+        patchify::check(images, patch)?;
+        match self.fuses(&[images]) && !images.track_op() {
+            true => patchify::fused(images, patch),
+            false => patchify::composition(images, patch),
+        }
+    }
+
+    /// Euclidean norm of all values, in `f64`; not finite if any value is not.
+    ///
+    /// # Errors
+    /// If the tensor cannot be read.
+    pub fn grad_norm(self, gradient: &Tensor) -> Result<f64> {
+        match self.fuses(&[gradient]) {
+            true => adamw::norm(gradient),
+            false => adamw::norm_composition(gradient),
+        }
+    }
+
+    /// One AdamW step of one parameter and, if a teacher is given, its exponential moving average, in place.
+    ///
+    /// All tensors have one shape and storages of their own.
+    ///
+    /// # Errors
+    /// If the shapes differ or a tensor is not contiguous.
+    pub fn adamw_ema_step(
+        self,
+        student: &Tensor,
+        gradient: &Tensor,
+        first_moment: &Tensor,
+        second_moment: &Tensor,
+        teacher: Option<&Tensor>,
+        step: &AdamWStep,
+    ) -> Result<()> {
+        adamw::check(student, &[gradient, first_moment, second_moment, teacher.unwrap_or(student)])?;
+        match self.fuses(&[student, gradient, first_moment, second_moment, teacher.unwrap_or(student)]) {
+            true => adamw::fused(student, gradient, first_moment, second_moment, teacher, step),
+            false => adamw::composition(student, gradient, first_moment, second_moment, teacher, step),
+        }
+    }
+
+    /// `teacher ← momentum · teacher + (1 − momentum) · student`, in place: for parameters without a gradient.
+    ///
+    /// # Errors
+    /// If the shapes differ or a tensor is not contiguous.
+    pub fn ema_step(self, teacher: &Tensor, student: &Tensor, momentum: f64) -> Result<()> {
+        adamw::check(student, &[teacher])?;
+        match self.fuses(&[teacher, student]) {
+            true => adamw::fused_ema(teacher, student, momentum),
+            false => adamw::composition_ema(teacher, student, momentum),
+        }
+    }
+}

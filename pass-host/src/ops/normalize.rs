@@ -1,0 +1,207 @@
+//! L2 normalization of rows, and weight normalization.
+
+use super::access::{output, stored, tensor, values};
+use super::buffer::build;
+use super::lanes::{dot, widest};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+
+/// Rows of one task.
+const ROWS: usize = 32;
+
+pub(super) fn composition(x: &Tensor, eps: f64) -> Result<Tensor> {
+    // the bound is applied to the square: the gradient of the root is then finite at x = 0
+    let square = x.sqr()?.sum_keepdim(D::Minus1)?;
+    x.broadcast_div(&square.maximum(eps * eps)?.sqrt()?)
+}
+
+pub(super) fn fused(x: &Tensor, eps: f64) -> Result<Tensor> {
+    if x.dim(D::Minus1)? == 0 {
+        bail!("l2_normalize: the last dimension of {:?} is empty", x.shape())
+    }
+    x.contiguous()?.apply_op1(L2Normalize { eps: eps as f32 })
+}
+
+struct L2Normalize {
+    eps: f32,
+}
+
+impl CustomOp1 for L2Normalize {
+    fn name(&self) -> &'static str {
+        "l2_normalize"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, dim) = (values(x, layout)?, layout.shape().dim(D::Minus1)?);
+        let (out, _) = build(x.len(), ROWS * dim, |part, out| {
+            let x = &x[part * ROWS * dim..][..out.len()];
+            widest(|| {
+                for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                    let norm = dot(x, x).sqrt();
+                    // a comparison rather than `max`: it keeps NaN
+                    let inverse = 1.0 / if norm < self.eps { self.eps } else { norm };
+                    out.iter_mut().zip(x).for_each(|(out, &x)| *out = x * inverse);
+                }
+            });
+        });
+        output(out, layout.shape())
+    }
+
+    fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        let ((x_storage, x_layout), (d_storage, d_layout)) =
+            (x.storage_and_layout(), gradient.storage_and_layout());
+        let (values, d_out) = (stored(&x_storage, x_layout)?, stored(&d_storage, d_layout)?);
+        let dim = x.dim(D::Minus1)?;
+        let (dx, _) = build(values.len(), ROWS * dim, |part, dx| {
+            let place = part * ROWS * dim..part * ROWS * dim + dx.len();
+            let (x, d_out) = (&values[place.clone()], &d_out[place]);
+            widest(|| {
+                for ((dx, x), d) in
+                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
+                {
+                    let norm = dot(x, x).sqrt();
+                    let (inverse, along) = if norm < self.eps {
+                        (1.0 / self.eps, 0.0)
+                    } else {
+                        (1.0 / norm, dot(x, d) / (norm * norm))
+                    };
+                    for i in 0..dim {
+                        dx[i] = (d[i] - x[i] * along) * inverse;
+                    }
+                }
+            });
+        });
+        Ok(Some(tensor(dx, x.shape())?))
+    }
+}
+
+pub(super) fn check_weight(v: &Tensor, g: &Tensor) -> Result<()> {
+    let (rows, dim) = v.dims2()?;
+    if g.dims() != [rows, 1] || dim == 0 {
+        bail!("weight_norm: v {:?} needs g [{rows}, 1], found {:?}", v.shape(), g.shape())
+    }
+    Ok(())
+}
+
+pub(super) fn composition_weight(v: &Tensor, g: &Tensor) -> Result<Tensor> {
+    v.broadcast_mul(&g.div(&v.sqr()?.sum_keepdim(1)?.sqrt()?)?)
+}
+
+pub(super) fn fused_weight(v: &Tensor, g: &Tensor) -> Result<Tensor> {
+    v.contiguous()?.apply_op2(&g.contiguous()?, WeightNorm)
+}
+
+struct WeightNorm;
+
+impl CustomOp2 for WeightNorm {
+    fn name(&self) -> &'static str {
+        "weight_norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        v: &CpuStorage,
+        v_layout: &Layout,
+        g: &CpuStorage,
+        g_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (v, g, dim) = (values(v, v_layout)?, values(g, g_layout)?, v_layout.dims()[1]);
+        let (out, _) = build(v.len(), ROWS * dim, |part, out| {
+            let v = &v[part * ROWS * dim..][..out.len()];
+            let g = &g[part * ROWS..];
+            widest(|| {
+                for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
+                    let factor = g / dot(v, v).sqrt();
+                    out.iter_mut().zip(v).for_each(|(out, &v)| *out = v * factor);
+                }
+            });
+        });
+        output(out, v_layout.shape())
+    }
+
+    fn bwd(
+        &self,
+        v: &Tensor,
+        g: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let ((v_storage, v_layout), (g_storage, g_layout), (d_storage, d_layout)) =
+            (v.storage_and_layout(), g.storage_and_layout(), gradient.storage_and_layout());
+        let (v_values, g_values, d_out) =
+            (stored(&v_storage, v_layout)?, stored(&g_storage, g_layout)?, stored(&d_storage, d_layout)?);
+        let dim = v.dim(1)?;
+        let (dv, dg) = build(v_values.len(), ROWS * dim, |part, dv| {
+            let place = part * ROWS * dim..part * ROWS * dim + dv.len();
+            let (v, d_out) = (&v_values[place.clone()], &d_out[place]);
+            let g = &g_values[part * ROWS..];
+            let mut dg = Vec::with_capacity(ROWS);
+            widest(|| {
+                for (((dv, v), d), g) in
+                    dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
+                {
+                    let inverse = 1.0 / dot(v, v).sqrt();
+                    let along = dot(v, d) * inverse;
+                    dg.push(along);
+                    let (factor, along) = (g * inverse, along * inverse);
+                    for i in 0..dim {
+                        dv[i] = (d[i] - v[i] * along) * factor;
+                    }
+                }
+            });
+            dg
+        });
+        Ok((
+            v.track_op().then(|| tensor(dv, v.shape())).transpose()?,
+            g.track_op().then(|| tensor(dg.concat(), g.shape())).transpose()?,
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Ops, testing::*};
+    use candle_core::{Device, Tensor, Var};
+
+    #[test]
+    fn l2_normalize_agrees_with_composition_and_finite_differences() {
+        for (rows, dim) in [(1, 2), (3, 31), (70, 33), (2, 256)] {
+            check(&|ops, t| ops.l2_normalize(&t[0], 1e-12), &[&[rows, dim]]);
+        }
+        // rows shorter than eps are only scaled
+        check(&|ops, t| ops.l2_normalize(&t[0], 10.0), &[&[3, 5]]);
+    }
+
+    #[test]
+    fn a_zero_row_stays_zero_and_its_gradient_finite() {
+        for ops in [Ops::fused(), Ops::reference()] {
+            let x =
+                Var::from_tensor(&Tensor::new(&[[0.0f32, 0.0], [3.0, 4.0]], &Device::Cpu).unwrap()).unwrap();
+            let y = ops.l2_normalize(&x, 1e-12).unwrap();
+            assert_close("normalized", &flat(&y), &[0.0, 0.0, 0.6, 0.8], 1e-7);
+            let gradients = y.sum_all().unwrap().backward().unwrap();
+            let gradient = flat(gradients.get(&x).unwrap());
+            assert!(gradient.iter().all(|v| v.is_finite()), "{gradient:?}");
+            assert_close("gradient at zero", &gradient[..2], &[1e12, 1e12], 1e-5);
+        }
+    }
+
+    #[test]
+    fn weight_norm_agrees_with_composition_and_finite_differences() {
+        for (rows, dim) in [(1, 1), (5, 17), (67, 32)] {
+            check(&|ops, t| ops.weight_norm(&t[0], &t[1]), &[&[rows, dim], &[rows, 1]]);
+        }
+        assert!(Ops::fused().weight_norm(&random(1, &[3, 2]), &random(2, &[3])).is_err());
+    }
+
+    #[test]
+    fn weight_norm_rows_have_length_g() {
+        let w = Ops::fused().weight_norm(
+            &random(1, &[4, 9]),
+            &Tensor::ones((4, 1), candle_core::DType::F32, &Device::Cpu).unwrap(),
+        );
+        let lengths = w.unwrap().sqr().unwrap().sum(1).unwrap();
+        assert_close("squared lengths", &flat(&lengths), &[1.0; 4], 1e-6);
+    }
+}

@@ -1,0 +1,127 @@
+//! What the tests of all operations share: inputs, gradients, finite differences, thread counts.
+
+use super::Ops;
+use crate::random::{Purpose, Stream};
+use candle_core::{DType, Device, Result, Tensor, Var};
+
+/// Standard normal numbers, the same for the same `seed`.
+pub(super) fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut stream = Stream::new(seed, Purpose::Init, &[]);
+    (0..len).map(|_| stream.normal() as f32).collect()
+}
+
+/// A tensor of standard normal numbers.
+pub(super) fn random(seed: u64, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(numbers(seed, shape.iter().product()), shape, &Device::Cpu).unwrap()
+}
+
+/// Runs `task` in a pool of `threads` threads.
+pub(super) fn with_threads<R: Send>(threads: usize, task: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(task)
+}
+
+/// All values, in `f64`.
+pub(super) fn flat(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Fails unless `|a − b| ≤ tolerance · (1 + |b|)` everywhere.
+pub(super) fn assert_close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len(), "{what}: number of values");
+    for (i, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance * (1.0 + b.abs()), "{what} [{i}]: {a} against {b}");
+    }
+}
+
+/// An output and the gradient of its weighted sum for every input.
+struct Pass {
+    output: Vec<f64>,
+    gradients: Vec<Vec<f64>>,
+}
+
+type Function<'a> = &'a (dyn Fn(Ops, &[Tensor]) -> Result<Tensor> + Sync);
+
+fn weighted(output: &Tensor) -> Tensor {
+    // fixed weights make every element of the output matter differently
+    let weights = random(99, output.dims()).to_dtype(output.dtype()).unwrap();
+    (output * weights).unwrap().sum_all().unwrap()
+}
+
+fn pass(ops: Ops, function: Function<'_>, inputs: &[Tensor], dtype: DType) -> Pass {
+    let variables: Vec<Var> =
+        inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+    let arguments: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
+    let output = function(ops, &arguments).unwrap();
+    let store = weighted(&output).backward().unwrap();
+    let gradients = arguments
+        .iter()
+        .enumerate()
+        .map(|(i, t)| flat(store.get(t).unwrap_or_else(|| panic!("input {i} got no gradient"))))
+        .collect();
+    Pass { output: flat(&output), gradients }
+}
+
+/// Checks one operation on given inputs: fused on one and two threads bit for bit, fused against the composition in
+/// `f32` and `f64`, the composition in `f64` against finite differences, and each input tracked alone.
+pub(super) fn check_on(function: Function<'_>, inputs: &[Tensor]) {
+    let fused = with_threads(1, || pass(Ops::fused(), function, inputs, DType::F32));
+    let two = with_threads(2, || pass(Ops::fused(), function, inputs, DType::F32));
+    assert!(fused.output == two.output, "output depends on the number of threads");
+    assert!(fused.gradients == two.gradients, "a gradient depends on the number of threads");
+
+    let single = pass(Ops::reference(), function, inputs, DType::F32);
+    let double = pass(Ops::reference(), function, inputs, DType::F64);
+    assert_close("output against f32 composition", &fused.output, &single.output, 2e-5);
+    assert_close("output against f64 composition", &fused.output, &double.output, 1e-5);
+    for i in 0..inputs.len() {
+        let scale = double.gradients[i].iter().fold(1.0f64, |a, b| a.max(b.abs()));
+        let scaled = |values: &[f64]| values.iter().map(|v| v / scale).collect::<Vec<_>>();
+        let (found, exact) = (scaled(&fused.gradients[i]), scaled(&double.gradients[i]));
+        assert_close(&format!("gradient {i} against f64 composition"), &found, &exact, 1e-5);
+        assert_close(&format!("gradient {i} against f32"), &found, &scaled(&single.gradients[i]), 2e-5);
+    }
+    finite_differences(function, inputs, &double);
+
+    for i in 0..inputs.len() {
+        // only input i is a variable: its gradient must not depend on that
+        let variable = Var::from_tensor(&inputs[i]).unwrap();
+        let mut arguments = inputs.to_vec();
+        arguments[i] = variable.as_tensor().clone();
+        let store = weighted(&function(Ops::fused(), &arguments).unwrap()).backward().unwrap();
+        let alone = flat(store.get(variable.as_tensor()).expect("gradient of the only variable"));
+        assert!(alone == fused.gradients[i], "gradient {i} changes when nothing else is tracked");
+    }
+    assert!(!function(Ops::fused(), inputs).unwrap().track_op(), "tracked without a variable");
+}
+
+/// The same on random inputs of the given shapes.
+pub(super) fn check(function: Function<'_>, shapes: &[&[usize]]) {
+    let inputs: Vec<Tensor> =
+        shapes.iter().enumerate().map(|(i, shape)| random(i as u64 + 1, shape)).collect();
+    check_on(function, &inputs);
+}
+
+/// Central differences of the composition in `f64`, at up to 12 places of every input.
+fn finite_differences(function: Function<'_>, inputs: &[Tensor], exact: &Pass) {
+    let double: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(DType::F64).unwrap()).collect();
+    let step = 1e-5;
+    for (i, input) in double.iter().enumerate() {
+        let values: Vec<f64> = input.flatten_all().unwrap().to_vec1().unwrap();
+        for place in (0..values.len()).step_by(values.len().div_ceil(12)) {
+            let at = |shift: f64| {
+                let mut moved = values.clone();
+                moved[place] += shift;
+                let mut arguments = double.clone();
+                arguments[i] = Tensor::from_vec(moved, input.dims(), &Device::Cpu).unwrap();
+                let output = function(Ops::reference(), &arguments).unwrap();
+                weighted(&output).to_scalar::<f64>().unwrap()
+            };
+            let slope = (at(step) - at(-step)) / (2.0 * step);
+            let gradient = exact.gradients[i][place];
+            assert!(
+                (slope - gradient).abs() <= 1e-6 * (1.0 + gradient.abs()),
+                "gradient {i} [{place}]: {gradient}, slope {slope}"
+            );
+        }
+    }
+}
