@@ -1,2 +1,164 @@
-//! (step)
-fn main() {}
+//! One training step (DINO + PASS) on random crops, timed whole, with the arithmetic floor beside it.
+//!
+//! ```text
+//! cargo bench -p pass-host --bench step -- [--arch vit_tiny|vit_small] [--batch N] [--steps N] [--threads N] [--reference]
+//! python pass-host/benches/peer/step.py --threads 2 --steps 5      # the published algorithm in PyTorch
+//! ```
+//!
+//! The floor is the multiply-adds that the step needs (SEMANTICS §12's savings taken), divided by the speed of one
+//! large product measured in the same run.
+#![expect(clippy::print_stdout, reason = "a benchmark reports to its reader")]
+
+use std::time::Instant;
+
+use candle_core::{Device, Result, Tensor};
+use pass_host::config::{Arch, OpsKind, TrainConfig};
+use pass_host::model::{Architecture, CLASS_ATTENTION_BLOCKS};
+use pass_host::objective::forward::{CropGroup, Crops};
+use pass_host::train::trainer::{Schedule, Trainer};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+struct Options {
+    arch: Arch,
+    batch: usize,
+    steps: usize,
+    threads: usize,
+    ops: OpsKind,
+}
+
+fn options() -> Options {
+    let mut options = Options { arch: Arch::VitTiny, batch: 4, steps: 5, threads: 2, ops: OpsKind::Fused };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().and_then(|value| value.parse().ok()).expect("a number");
+        match argument.as_str() {
+            "--batch" => options.batch = number(),
+            "--steps" => options.steps = number(),
+            "--threads" => options.threads = number(),
+            "--reference" => options.ops = OpsKind::Reference,
+            "--arch" => {
+                options.arch = match arguments.next().as_deref() {
+                    Some("vit_tiny") => Arch::VitTiny,
+                    Some("vit_small") => Arch::VitSmall,
+                    other => panic!("--arch vit_tiny or vit_small, found {other:?}"),
+                }
+            }
+            "--bench" => {}
+            other => panic!("unknown option `{other}`"),
+        }
+    }
+    options
+}
+
+fn crops(config: &TrainConfig, applications: usize) -> Result<Crops> {
+    let group = |crops: usize, side: usize| {
+        let rows = crops * config.optim.batch;
+        let images = Tensor::randn(0f32, 1.0, (rows, 3, side, side), &Device::Cpu)?;
+        Ok::<_, candle_core::Error>(CropGroup { images, crops, drop_path: Some(vec![vec![0.5; rows]; applications]) })
+    };
+    Ok(Crops {
+        batch: config.optim.batch,
+        global: group(2, config.augment.global_size)?,
+        local: Some(group(config.augment.local_crops, config.augment.local_size)?),
+    })
+}
+
+/// Multiply-adds of one step: student forward and backward, teacher forward.
+fn multiply_adds(config: &TrainConfig) -> f64 {
+    let sizes = Architecture::from_config(config);
+    let (d, depth) = (sizes.dim as f64, sizes.depth as f64);
+    let head = |prototypes: usize| {
+        let (hidden, bottleneck) = (sizes.head_hidden as f64, sizes.head_bottleneck as f64);
+        d * hidden + hidden * hidden + hidden * bottleneck + bottleneck * prototypes as f64
+    };
+    let blocks = CLASS_ATTENTION_BLOCKS as f64;
+    let k = config.patch.k as f64;
+    let mut total = 0.0;
+    for (crops, side) in [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)] {
+        let patches = (side / sizes.patch_size).pow(2) as f64;
+        let images = (crops * config.optim.batch) as f64;
+        let embed = 3.0 * (sizes.patch_size.pow(2) as f64) * d;
+        let backbone = patches * depth * (12.0 * d * d + 2.0 * patches * d);
+        let class_token = blocks * (patches * (2.0 * d * d + 2.0 * d) + 12.0 * d * d) + head(sizes.class_prototypes);
+        let aggregates = patches * (blocks * (9.0 * d * d + 2.0 * (k + 1.0) * d) + (blocks - 1.0) * 3.0 * d * d);
+        let patch_head = sizes.patch_prototypes.map_or(0.0, |prototypes| patches * head(prototypes));
+        let student = backbone + class_token + patch_head;
+        // the images need no gradient: the patch embedding runs twice (values, weights), the rest three times
+        total += images * (2.0 * patches * embed + 3.0 * student);
+        total += images * (student + aggregates); // teacher; the patch embedding is its own
+        total += images * patches * embed;
+    }
+    total
+}
+
+/// Multiply-adds a second of one large product.
+fn product_speed() -> Result<f64> {
+    let side = 1536;
+    let a = Tensor::randn(0f32, 1.0, (side, side), &Device::Cpu)?;
+    let b = Tensor::randn(0f32, 1.0, (side, side), &Device::Cpu)?;
+    let mut best = f64::MAX;
+    for _ in 0..5 {
+        let start = Instant::now();
+        a.matmul(&b)?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok((side as f64).powi(3) / best)
+}
+
+/// Peak resident memory in MB, where the system tells.
+fn peak_memory() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
+}
+
+fn main() -> Result<()> {
+    let options = options();
+    // SAFETY of the order: both pools read their size once, before their first use below
+    rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global().expect("first use of the pool");
+    let mut config = TrainConfig { ops: options.ops, ..TrainConfig::default() };
+    config.model.arch = options.arch;
+    config.head.class_prototypes = 4096;
+    config.optim.batch = options.batch;
+    let student = Trainer::fresh_student(&config, &Device::Cpu)?;
+    let mut trainer = Trainer::new(&config, student, &Device::Cpu)?;
+    let batch = [crops(&config, trainer.student.backbone.drop_path_applications())?];
+    let schedule =
+        Schedule { lr: 1e-4, weight_decay: 0.04, momentum: 0.996, teacher_temp: 0.04, train_last_layer: true };
+    let mut seconds = Vec::new();
+    let mut loss = 0.0;
+    for step in 0..=options.steps {
+        let start = Instant::now();
+        let report = trainer.step(&batch, &schedule)?.expect("finite");
+        loss = report.loss;
+        if step > 0 {
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let peak = peak_memory();
+    let speed = product_speed()?;
+    let macs = multiply_adds(&config);
+    let (min, median) = (seconds[0], seconds[seconds.len() / 2]);
+    println!(
+        "{}",
+        serde_json::json!({
+            "arch": format!("{:?}", options.arch),
+            "batch": options.batch,
+            "threads": options.threads,
+            "ops": format!("{:?}", options.ops),
+            "seconds_min": min,
+            "seconds_median": median,
+            "images_per_s": options.batch as f64 / median,
+            "gmac": macs / 1e9,
+            "product_gmac_per_s": speed / 1e9,
+            "floor_seconds": macs / speed,
+            "share_of_floor": macs / speed / median,
+            "peak_mb": peak,
+            "loss": loss,
+        })
+    );
+    Ok(())
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 
+use crate::checkpoint::{CheckpointError, write_atomically};
 use crate::model::weights::{TrainedWeights, WeightsError};
 
 /// Whose names the file uses.
@@ -42,7 +43,7 @@ pub enum ExportError {
         path: PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: CheckpointError,
     },
     /// The tensor library refused.
     #[error(transparent)]
@@ -54,7 +55,7 @@ impl ExportError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Weights(error) => error.hint(),
-            Self::Write { .. } => Some("does the folder exist, and is there room on the disk?".into()),
+            Self::Write { source, .. } => source.hint(),
             Self::Tensor(_) => None,
         }
     }
@@ -110,6 +111,6 @@ fn write(
         .collect::<candle_core::Result<Vec<_>>>()?;
     let bytes = safetensors::serialize(named, Some(metadata))
         .map_err(|error| candle_core::Error::Msg(format!("safetensors: {error}")))?;
-    crate::checkpoint::write_atomically(out, &bytes)
+    write_atomically(out, &bytes)
         .map_err(|source| ExportError::Write { path: out.into(), source })
 }

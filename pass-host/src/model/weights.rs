@@ -11,7 +11,7 @@ use super::Architecture;
 use super::aggregation::AggregationHead;
 use super::parameters::{LoadError, Parameters};
 use super::vit::Vit;
-use crate::checkpoint::{self, CheckpointError};
+use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::config::TrainConfig;
 use crate::ops::Ops;
 use crate::train::state::RunState;
@@ -122,16 +122,15 @@ impl TrainedWeights {
             return Self::from_file(path, device);
         }
         let checkpoints = path.join("checkpoints");
+        let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
         let checkpoint = if checkpoints.is_dir() {
-            let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
             let opened = checkpoint::open_latest(&checkpoints).map_err(wrap)?;
-            opened.checkpoint.ok_or_else(|| WeightsError::NoCheckpoint { path: path.into() })?
+            opened.ok_or_else(|| WeightsError::NoCheckpoint { path: path.into() })?
         } else if path.is_dir() {
-            checkpoint::open(path).map_err(|source| WeightsError::Checkpoint { path: path.into(), source })?
+            Checkpoint::open(path).map_err(wrap)?
         } else {
             return Err(WeightsError::NotFound { path: path.into() });
         };
-        let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
         let state: RunState = checkpoint.state().map_err(wrap)?;
         let tensors = checkpoint.tensors("teacher", device).map_err(wrap)?;
         Self::from_teacher(&state.config, tensors.into_iter().collect(), path)
