@@ -1,1 +1,192 @@
-//! (features)
+//! Features of images from a trained teacher, streamed to a safetensors or npy file.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use crate::config::{DataConfig, OpsKind};
+use crate::data::DataError;
+use crate::data::augment::Augmenter;
+use crate::data::decode::decode_rgb;
+use crate::data::index::ImageIndex;
+use crate::model::weights::{TrainedWeights, WeightsError};
+use crate::ops::Ops;
+
+mod file;
+
+pub use file::FileFormat;
+use file::FeatureFile;
+
+/// Share of the crop in the resized shorter side, as in the usual evaluation view (224 of 256).
+const CENTER_SHARE: f64 = 0.875;
+
+/// Which tokens are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenKind {
+    /// Output of the last block for every patch, `[images, N, D]`, not normalized: what dense evaluations use.
+    Patch,
+    /// The class token of the aggregation head after its norm, `[images, D]`.
+    Class,
+}
+
+/// What to compute.
+#[derive(Clone, Debug)]
+pub struct FeatureSettings {
+    /// Image folders, files, lists or tars.
+    pub data: DataConfig,
+    /// A run, a checkpoint, or an exported file.
+    pub weights: PathBuf,
+    /// The file to write.
+    pub out: PathBuf,
+    /// Which tokens.
+    pub tokens: TokenKind,
+    /// Side of the square view in pixels; `None` = the size the weights were trained at.
+    pub size: Option<usize>,
+    /// Images computed at once.
+    pub batch: usize,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// What was written.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FeatureSummary {
+    /// The file.
+    pub file: PathBuf,
+    /// Its axes.
+    pub shape: Vec<usize>,
+    /// The list of image names, one a line, in the order of the first axis.
+    pub names: PathBuf,
+    /// Images left out, with the reason.
+    pub bad: Vec<(String, String)>,
+}
+
+/// Why features could not be computed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FeatureError {
+    /// The images.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// A view that patches do not divide.
+    #[error("view size: expected a positive multiple of the patch size {patch_size}, found {found}")]
+    Size {
+        /// Side of a patch.
+        patch_size: usize,
+        /// The size asked for.
+        found: usize,
+    },
+    /// No image could be decoded.
+    #[error("none of {count} images could be used; the first: `{name}`: {reason}")]
+    AllBad {
+        /// Images tried.
+        count: usize,
+        /// The first.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The file name tells no known format.
+    #[error("`{}`: expected a name ending in .safetensors or .npy", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be written.
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The tensor library refused.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl FeatureError {
+    /// What to try.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Data(error) => error.hint(),
+            Self::Weights(error) => error.hint(),
+            Self::Size { patch_size, .. } => Some(format!("for example `--size {}`", 14 * patch_size)),
+            Self::Format { .. } => Some("name the file `features.safetensors` or `features.npy`".into()),
+            Self::AllBad { .. } | Self::Write { .. } | Self::Tensor(_) => None,
+        }
+    }
+}
+
+/// Computes the features of all images; `progress(done, all)` is called after every batch.
+pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -> Result<FeatureSummary, FeatureError> {
+    let format = FileFormat::of(&settings.out).ok_or_else(|| FeatureError::Format { path: settings.out.clone() })?;
+    let weights = TrainedWeights::open(&settings.weights, &settings.device)?;
+    let sizes = &weights.architecture;
+    let size = settings.size.unwrap_or(sizes.grid * sizes.patch_size);
+    if size == 0 || size % sizes.patch_size != 0 {
+        return Err(FeatureError::Size { patch_size: sizes.patch_size, found: size });
+    }
+    let (backbone, aggregation) = weights.network(Ops::from(OpsKind::Fused))?;
+    let index = ImageIndex::build(&settings.data, None)?;
+    let patches = (size / sizes.patch_size).pow(2);
+    let row = match settings.tokens {
+        TokenKind::Patch => vec![patches, sizes.dim],
+        TokenKind::Class => vec![sizes.dim],
+    };
+    let write = |source| FeatureError::Write { path: settings.out.clone(), source };
+    let mut file = FeatureFile::create(&settings.out, format, &row).map_err(write)?;
+    let (mut names, mut bad) = (Vec::new(), Vec::new());
+    let (mean, std) = weights.normalization;
+    let mut augmenter = Augmenter::default();
+    let all = index.len() as u64;
+    let mut next = 0;
+    while next < all {
+        let (mut pixels, mut count) = (Vec::new(), 0);
+        while next < all && count < settings.batch {
+            let name = index.name(next);
+            match load(&index, next, settings.data.max_megapixels) {
+                Ok(image) => {
+                    let resize = (size as f64 / CENTER_SHARE).round() as usize;
+                    pixels.extend(augmenter.prepare_center(&image, resize, size, mean, std));
+                    names.push(name);
+                    count += 1;
+                }
+                Err(reason) => bad.push((name, reason)),
+            }
+            next += 1;
+        }
+        if count > 0 {
+            let images = Tensor::from_vec(pixels, (count, 3, size, size), &settings.device)?;
+            let (patches, grid) = backbone.patchify(&images)?;
+            let features = backbone.forward(&patches, grid, None)?; // [count, N, D]
+            let tokens = match settings.tokens {
+                TokenKind::Patch => features,
+                TokenKind::Class => aggregation.normalize(&aggregation.forward(&features, None)?.class)?,
+            };
+            file.append(&tokens.flatten_all()?.to_vec1::<f32>()?).map_err(write)?;
+        }
+        progress(next as usize, all as usize);
+    }
+    if let (0, Some((name, reason))) = (names.len(), bad.first()) {
+        return Err(FeatureError::AllBad { count: bad.len(), name: name.clone(), reason: reason.clone() });
+    }
+    let shape = file.finish(names.len()).map_err(write)?;
+    let list = names_path(&settings.out);
+    let text: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
+    std::fs::write(&list, text).map_err(|source| FeatureError::Write { path: list.clone(), source })?;
+    Ok(FeatureSummary { file: settings.out.clone(), shape, names: list, bad })
+}
+
+/// `features.npy` -> `features.images.txt`.
+fn names_path(out: &Path) -> PathBuf {
+    out.with_extension("images.txt")
+}
+
+fn load(index: &ImageIndex, image: u64, max_megapixels: f64) -> Result<crate::data::decode::Rgb8Image, String> {
+    let bytes = index.read(image).map_err(|error| error.to_string())?;
+    decode_rgb(&bytes, max_megapixels).map_err(|error| error.to_string())
+}
