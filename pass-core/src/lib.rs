@@ -1,11 +1,17 @@
 #![no_std]
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "matrixmultiply"), forbid(unsafe_code))]
+#![cfg_attr(feature = "matrixmultiply", deny(unsafe_code))]
 //! x
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod aggregation;
 pub mod center;
+pub mod class_attention;
 pub mod error;
+#[cfg(feature = "matrixmultiply")]
+mod gemm;
+pub mod layers;
 pub mod loss;
 pub mod matching;
 pub mod math;
