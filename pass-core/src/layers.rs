@@ -1,7 +1,7 @@
 //! Layers of the class-attention block: LayerNorm and linear maps over rows of tokens.
 
 use crate::error::{Error, Result, check_length};
-use crate::math::{add_scaled, dot, sqrt};
+use crate::math::{add_scaled, sqrt};
 use crate::shape::{row, row_mut};
 
 /// Added to the variance before its root: the reference's value for every LayerNorm.
@@ -138,7 +138,7 @@ impl<'a> Linear<'a> {
         // A row of the weight stays in the cache while all tokens use it.
         for (o, (weight, bias)) in self.weight.chunks_exact(self.n_in).zip(self.bias).enumerate() {
             for (token, x) in x.chunks_exact(self.n_in).enumerate() {
-                out[token * self.n_out() + o] = dot(x, weight) + bias;
+                out[token * self.n_out() + o] = crate::math::dot(x, weight) + bias;
             }
         }
     }

@@ -338,7 +338,6 @@ impl GoldenFile<'_> {
     ///
     /// # Panics
     /// When the lengths differ.
-    #[must_use]
     pub fn compare(&self, name: &str, actual: &[f32], tolerance: Tolerance) -> Comparison {
         let (spec, expected) = self.lookup(name);
         self.golden.touch(&self.name, name);
