@@ -253,7 +253,7 @@ mod tests {
         let place = place(2, 2, Window::Side(3), Border::Wrap);
         let tokens = Tokens::new(&[0.0; 8], 4, 2).unwrap();
         let mut scratch = [0.0; 64];
-        let mut run =
+        let run =
             |tokens, k, scratch: &mut [f32], out: &mut [u32]| match_into(tokens, &place, k, scratch, out);
         assert!(run(tokens, 2, &mut scratch, &mut [0; 8]).is_ok());
         assert!(run(tokens, 2, &mut scratch, &mut [0; 7]).is_err());

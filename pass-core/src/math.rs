@@ -65,8 +65,8 @@ pub fn sqrt(x: f32) -> f32 {
 /// Adding and subtracting this rounds an `f32` below 2²² to the nearest whole number.
 const ROUND: f32 = 12_582_912.0;
 
-/// `ln 2` in two parts: the first has trailing zero bits, so its product with a small whole number is exact.
-const LN_2_HIGH: f32 = 0.693_359_375;
+/// `ln 2` in two parts: the first is 355/512, whose trailing bits are zero, so its product with a small whole number is exact.
+const LN_2_HIGH: f32 = 355.0 / 512.0;
 const LN_2_LOW: f32 = -2.121_944_4e-4;
 
 /// Exponential function.

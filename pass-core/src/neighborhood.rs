@@ -63,10 +63,6 @@ impl Neighborhood {
     const fn longest_span(&self, side: usize) -> usize {
         match self.reach {
             Some(reach) if reach < side / 2 => 2 * reach + 1,
-            // A window as wide as an even side holds one coordinate fewer than it is wide.
-            Some(reach) if matches!(self.border, Border::Clip) && reach < side - 1 => {
-                if 2 * reach + 1 < side { 2 * reach + 1 } else { side }
-            }
             _ => side,
         }
     }

@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result, check_length};
 
-/// Most patches of one grid: a flat index must fit a `u32`, with one value left for "no match".
-pub const MAX_PATCHES: usize = u32::MAX as usize - 1;
+/// Most patches of one grid: flat indices fit a `u32` with room for "no match", and sums of coordinates a 32-bit `usize`.
+pub const MAX_PATCHES: usize = (u32::MAX / 4) as usize;
 
 /// The patches of one crop: `height` rows of `width` patches, numbered row by row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

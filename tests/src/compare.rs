@@ -63,7 +63,7 @@ impl Comparison {
     pub fn assert_within(&self) {
         let Some(worst) = self.worst.filter(|_| self.within < self.compared) else { return };
         panic!(
-            "{}: {} of {} elements differ; worst at {}: expected {}, found {} (difference {:.3e}, atol {:.3e}, rtol {:.1e})",
+            "{}: {} of {} values differ; worst at {}: expected {}, found {} (difference {:.3e}, atol {:.3e}, rtol {:.1e})",
             self.label,
             self.compared - self.within,
             self.compared,

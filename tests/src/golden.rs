@@ -338,7 +338,6 @@ impl GoldenFile<'_> {
     ///
     /// # Panics
     /// When the lengths differ.
-    #[must_use]
     pub fn compare(&self, name: &str, actual: &[f32], tolerance: Tolerance) -> Comparison {
         let (spec, expected) = self.lookup(name);
         self.golden.touch(&self.name, name);
@@ -426,4 +425,70 @@ fn read_json(path: &Path) -> Value {
 #[expect(clippy::print_stdout, reason = "a test report has no other way to the reader")]
 fn report(line: &str) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "result never checked")]
+    fn a_result_nobody_checked_fails() {
+        Golden::open().file("loss.safetensors").finish();
+    }
+
+    #[test]
+    #[should_panic(expected = "entries not covered")]
+    fn reading_a_result_does_not_cover_it() {
+        let golden = Golden::open();
+        let file = golden.file("loss.safetensors");
+        for name in file.names() {
+            let _ = file.tensor(name);
+        }
+        file.finish();
+    }
+
+    #[test]
+    fn checking_everything_covers_the_file() {
+        let golden = Golden::open();
+        let file = golden.file("loss.safetensors");
+        for name in file.names() {
+            let values = file.tensor(name).0.to_vec();
+            file.check_with(name, &values, Tolerance::EXACT);
+        }
+        file.finish();
+    }
+
+    #[test]
+    #[should_panic(expected = "values differ")]
+    fn a_wrong_value_fails() {
+        let golden = Golden::open();
+        let file = golden.file("loss.safetensors");
+        let name = file.names().into_iter().find(|name| !file.spec(name).input).expect("a result");
+        let values: Vec<f32> = file.tensor(name).0.iter().map(|value| value + 1.0).collect();
+        file.check(name, &values);
+    }
+
+    #[test]
+    #[should_panic(expected = "surprise.safetensors")]
+    fn an_unknown_file_fails() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let manifest = r#"{"format": 1, "files": [], "json_files": {}}"#;
+        std::fs::write(dir.path().join("manifest.json"), manifest).expect("written");
+        std::fs::write(dir.path().join("surprise.safetensors"), b"").expect("written");
+        Golden::open_dir(dir.path()).assert_files_known(&[]);
+    }
+
+    #[test]
+    #[should_panic(expected = "/b/c")]
+    fn a_json_value_nobody_read_fails() {
+        let dir = tempfile::tempdir().expect("temporary folder");
+        let manifest = r#"{"format": 1, "files": [], "json_files": {"x.json": ""}}"#;
+        std::fs::write(dir.path().join("manifest.json"), manifest).expect("written");
+        std::fs::write(dir.path().join("x.json"), r#"{"a": 1, "b": {"c": 2}}"#).expect("written");
+        let golden = Golden::open_dir(dir.path());
+        let json = golden.json("x.json");
+        assert_eq!(json.number("/a"), 1.0);
+        json.finish();
+    }
 }
