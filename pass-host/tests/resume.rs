@@ -1,0 +1,78 @@
+//! A run that is killed and resumed ends with the same bits as one that was not, for any number of threads.
+
+#[expect(dead_code, reason = "shared by several test binaries")]
+mod program;
+
+use std::fs;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use pass_host::random::{Purpose, Stream};
+use program::{expect_code, finish, latest, metrics, start, train};
+
+const STEPS: usize = 150;
+const KILLS: usize = 30;
+
+fn settings() -> Vec<&'static str> {
+    vec!["checkpoint.every_steps=4", "checkpoint.keep=2", "model.drop_path=0.2", "augment.local_crops=2"]
+}
+
+/// Every tensor file of the last checkpoint, and the log.
+fn assert_same(run: &Path, reference: &Path, what: &str) {
+    for file in ["student", "teacher", "optimizer", "centers"].map(|part| format!("{part}.safetensors")) {
+        let read = |run: &Path| fs::read(latest(run).join(&file)).expect("a checkpoint file");
+        assert!(read(run) == read(reference), "{what}: {file} differs");
+    }
+    let (own, expected) = (metrics(run), metrics(reference));
+    assert_eq!(own.len(), expected.len(), "{what}: lines of the log");
+    for (own, expected) in own.iter().zip(&expected) {
+        assert_eq!(own, expected, "{what}");
+    }
+}
+
+#[test]
+fn killed_and_resumed_runs_end_with_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reference = folder.path().join("reference");
+    let began = std::time::Instant::now();
+    expect_code(&finish(train(&reference, STEPS, &settings(), &["--workers", "1", "--threads", "1"])), 0);
+    let whole = began.elapsed().as_secs_f64();
+
+    let mut stream = Stream::new(11, Purpose::Subset, &[]);
+    let (mut kills, mut round) = (0, 0);
+    while kills < KILLS {
+        let run = folder.path().join(format!("killed-{round}"));
+        round += 1;
+        loop {
+            let workers = ["1", "2", "4"][stream.below(3) as usize];
+            let threads = ["1", "2"][stream.below(2) as usize];
+            let flags = ["--workers", workers, "--threads", threads, "--resume", "auto"];
+            if kills == KILLS {
+                expect_code(&finish(train(&run, STEPS, &settings(), &flags)), 0);
+                break;
+            }
+            let mut child = start(train(&run, STEPS, &settings(), &flags));
+            sleep(Duration::from_secs_f64(whole * stream.range(0.0, 0.4)));
+            if child.try_wait().expect("a child").is_some() {
+                break; // finished before it could be killed
+            }
+            child.kill().expect("SIGKILL");
+            child.wait().expect("a child");
+            kills += 1;
+        }
+        assert_same(&run, &reference, &format!("after {kills} kills"));
+    }
+}
+
+#[test]
+fn threads_and_workers_do_not_change_the_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reference = folder.path().join("reference");
+    expect_code(&finish(train(&reference, 12, &settings(), &["--workers", "1", "--threads", "1"])), 0);
+    for (workers, threads) in [("2", "1"), ("4", "2"), ("1", "2")] {
+        let run = folder.path().join(format!("w{workers}-t{threads}"));
+        expect_code(&finish(train(&run, 12, &settings(), &["--workers", workers, "--threads", threads])), 0);
+        assert_same(&run, &reference, &format!("{workers} workers, {threads} threads"));
+    }
+}
