@@ -1,1 +1,94 @@
-//! (cli)
+//! The command line: arguments as types, one file per verb. Only this module prints.
+
+mod completions;
+mod config;
+mod doctor;
+mod export;
+mod features;
+mod output;
+mod run_folder;
+mod train;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use output::print_error;
+
+use crate::device::{DeviceChoice, Precision};
+use crate::error::Error;
+
+/// Learns dense image features without labels (DINO + PASS) from a folder of pictures.
+#[derive(Debug, Parser)]
+#[command(name = "pass-host", version, max_term_width = 110, arg_required_else_help = true, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+First steps:
+  pass-host train                              two minutes on the bundled photos
+  pass-host train PHOTOS --out runs/mine       your own pictures
+  pass-host features PHOTOS --weights runs/mine --out features.safetensors
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or numbers that are not finite).";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Train(Box<train::TrainArgs>),
+    Features(features::FeaturesArgs),
+    Export(export::ExportArgs),
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
+}
+
+impl Cli {
+    /// Compute threads asked for; `None` = the default of the thread pool.
+    pub fn threads(&self) -> Option<usize> {
+        let compute = match &self.command {
+            Command::Train(args) => &args.compute,
+            Command::Features(args) => &args.compute,
+            Command::Doctor(args) => return args.threads,
+            Command::Export(_) | Command::Config(_) | Command::Completions(_) => return None,
+        };
+        compute.threads
+    }
+}
+
+/// Where to compute; the same flags for every command that does.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Compute")]
+struct ComputeArgs {
+    /// Device: `auto` (CUDA if built in and present, else CPU), `cpu`, `cuda`, or `cuda:N`.
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
+    device: DeviceChoice,
+    /// Precision: `auto` (f32), `f32`, or `bf16` products with f32 weights (CUDA only).
+    #[arg(long, value_enum, value_name = "PRECISION", default_value = "auto", hide_possible_values = true)]
+    precision: Precision,
+    /// Compute threads [default: one per core]. The result is the same for any number.
+    #[arg(long, value_name = "N", value_parser = thread_count)]
+    threads: Option<usize>,
+}
+
+fn thread_count(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=1024).contains(n))
+        .ok_or_else(|| "expected a number from 1 to 1024".to_owned())
+}
+
+/// Does what the command line says; the exit code, if all went well.
+///
+/// # Errors
+/// Every failure, for [`print_error`].
+pub fn run(cli: Cli) -> Result<u8, Error> {
+    match cli.command {
+        Command::Train(args) => train::run(*args),
+        Command::Features(args) => features::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Config(command) => config::run(command),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(&args),
+    }
+}

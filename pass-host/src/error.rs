@@ -1,1 +1,62 @@
-//! (error)
+//! The error a person sees: what went wrong, why, and what to try.
+
+use crate::checkpoint::CheckpointError;
+use crate::config::ConfigError;
+use crate::device::DeviceError;
+use crate::metrics::MetricsError;
+
+/// Any failure of the program; each area keeps its own enum.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The command line asks for something impossible.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// What to do instead.
+        hint: Option<String>,
+    },
+    /// No valid configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The wished device is not usable.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A checkpoint or weights file.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The logs of a run.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
+    /// Standard output cannot be written.
+    #[error("cannot write to standard output")]
+    Output(#[source] std::io::Error),
+}
+
+impl Error {
+    /// Wrong usage, with advice.
+    pub fn usage(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { message: message.into(), hint: Some(hint.into()) }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Usage { hint, .. } => hint.clone(),
+            Self::Config(error) => error.hint(),
+            Self::Device(error) => error.hint(),
+            Self::Checkpoint(error) => error.hint(),
+            Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
+            Self::Output(_) => None,
+        }
+    }
+
+    /// The exit code of the program: 2 for wrong usage, 1 for everything else.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage { .. } | Self::Config(_) => 2,
+            Self::Device(_) | Self::Checkpoint(_) | Self::Metrics(_) | Self::Output(_) => 1,
+        }
+    }
+}

@@ -240,10 +240,11 @@ fn weights_load_one_to_one_or_not_at_all() {
     let vars: BTreeMap<String, Var> =
         [("a".to_owned(), var(&[2])), ("b".to_owned(), var(&[2, 2]))].into_iter().collect();
     let full = |shape: &[usize]| Tensor::full(3f32, shape, &Device::Cpu).unwrap();
-    let given = |list: &[(&str, &[usize])]| -> BTreeMap<String, Tensor> {
+    let given = |list: Shapes<'_>| -> BTreeMap<String, Tensor> {
         list.iter().map(|(name, shape)| ((*name).to_owned(), full(shape))).collect()
     };
-    let cases: [(&[(&str, &[usize])], &str); 4] = [
+    type Shapes<'a> = &'a [(&'a str, &'a [usize])];
+    let cases: [(Shapes<'_>, &str); 4] = [
         (&[("a", &[2])], "tensor `b`: expected [2, 2], found none"),
         (&[("a", &[2]), ("b", &[2, 3])], "tensor `b`: expected [2, 2], found [2, 3]"),
         (&[("a", &[2]), ("b", &[2, 2]), ("c", &[1])], "tensor `c`: expected none, found [1]"),

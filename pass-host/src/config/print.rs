@@ -3,8 +3,8 @@
 use serde::Deserialize;
 use toml::Table;
 
-use super::TrainConfig;
 use super::keys::doc_of;
+use super::{TrainConfig, presets};
 
 impl TrainConfig {
     /// Every key, without comments, in a fixed order: the form that is hashed.
@@ -21,10 +21,12 @@ impl TrainConfig {
         Self::deserialize(table)
     }
 
-    /// The configuration as TOML with its documentation as comments; `title` becomes the first lines.
-    pub fn to_toml(&self, title: &str) -> String {
+    /// The configuration as TOML with its documentation as comments, under the name of the preset it started from: the
+    /// form of `config show` and of `config.toml` in a run folder.
+    pub fn to_toml(&self, preset: &str) -> String {
         let mut out = String::new();
-        comment(&mut out, title);
+        comment(&mut out, presets::find(preset).map_or("", |p| p.about));
+        out += &format!("preset = {}\n", toml::Value::String(preset.to_owned()));
         let mut section = String::new();
         for line in self.canonical().lines() {
             if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
@@ -44,7 +46,9 @@ impl TrainConfig {
     /// # Errors
     /// The parser's, on unknown keys or wrong types.
     pub fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
+        let mut table: Table = toml::from_str(text)?;
+        table.remove("preset");
+        Self::deserialize_table(table)
     }
 }
 
@@ -65,7 +69,7 @@ mod tests {
     fn every_preset_survives_printing_and_reading() {
         for preset in presets::PRESETS {
             let config = preset.config();
-            let text = config.to_toml(preset.about);
+            let text = config.to_toml(preset.name);
             assert_eq!(TrainConfig::from_toml(&text).unwrap(), config, "{}", preset.name);
             let path = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(path.path(), &text).unwrap();
@@ -75,7 +79,10 @@ mod tests {
                 .lines()
                 .zip(text.lines().skip(1))
                 .filter(|(above, line)| {
-                    line.contains(" = ") && !line.starts_with('#') && !above.starts_with('#')
+                    line.contains(" = ")
+                        && !line.starts_with("preset")
+                        && !line.starts_with('#')
+                        && !above.starts_with('#')
                 })
                 .map(|(_, line)| line)
                 .collect();

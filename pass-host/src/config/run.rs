@@ -45,6 +45,78 @@ pub struct RunSettings {
     pub interrupted: Arc<AtomicUsize>,
 }
 
+impl RunSettings {
+    /// The text of `config.toml` in the run folder, written once the images are known to be there.
+    pub fn config_toml(&self) -> String {
+        self.config.to_toml(&self.preset)
+    }
+}
+
+/// Which tokens `features` writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tokens {
+    /// One vector per patch.
+    #[default]
+    Patch,
+    /// One vector per image.
+    Class,
+}
+
+/// Which of the two networks is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Network {
+    /// The momentum teacher: the better features.
+    #[default]
+    Teacher,
+    /// The student.
+    Student,
+}
+
+/// Everything `features` needs.
+#[derive(Clone, Debug)]
+pub struct FeatureSettings {
+    /// As in `data.images`.
+    pub images: Vec<String>,
+    /// A run folder, a checkpoint folder or a safetensors file.
+    pub weights: PathBuf,
+    /// `.safetensors` or `.npy`.
+    pub out: PathBuf,
+    /// What to write.
+    pub tokens: Tokens,
+    /// The network, if `weights` holds both.
+    pub network: Network,
+    /// Side in pixels to which images are resized and cropped; `None` = that of the global crops in training.
+    pub size: Option<usize>,
+    /// Images computed together.
+    pub batch: usize,
+    /// Where to compute.
+    pub compute: Compute,
+    /// Standard output is reserved for one JSON object.
+    pub json: bool,
+}
+
+/// Naming of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExportFormat {
+    /// The names of the released checkpoints, whole network.
+    Safetensors,
+    /// timm's `vit_*_patch*` names, backbone only.
+    Timm,
+}
+
+/// Everything `export` needs.
+#[derive(Clone, Debug)]
+pub struct ExportSettings {
+    /// A run folder, a checkpoint folder or a safetensors file.
+    pub source: PathBuf,
+    /// Naming.
+    pub to: ExportFormat,
+    /// The network.
+    pub network: Network,
+    /// The file to write.
+    pub out: PathBuf,
+}
+
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]

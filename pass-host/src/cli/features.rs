@@ -1,0 +1,74 @@
+//! `pass-host features`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ComputeArgs;
+use crate::config::run::{FeatureSettings, Network, Tokens};
+use crate::device;
+use crate::error::Error;
+
+/// Write features of images with trained weights: one vector per patch, or one per image.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  pass-host features PHOTOS --weights runs/demo-1 --out features.safetensors
+  pass-host features cat.jpg dog.jpg --weights runs/demo-1 --tokens class --out features.npy")]
+pub(super) struct FeaturesArgs {
+    /// Folders, image files, tars or @lists.
+    #[arg(value_name = "IMAGES", required = true)]
+    images: Vec<String>,
+    /// Trained weights: a run folder, a checkpoint folder or a safetensors file.
+    #[arg(long, value_name = "W")]
+    weights: PathBuf,
+    /// The file to write: .safetensors (features and image names) or .npy (features only).
+    #[arg(long, value_name = "F")]
+    out: PathBuf,
+    /// `patch` (one vector per patch) or `class` (one per image).
+    #[arg(long, value_enum, value_name = "TOKENS", default_value = "patch", hide_possible_values = true)]
+    tokens: Tokens,
+    /// `teacher` or `student`.
+    #[arg(long, value_enum, value_name = "NETWORK", default_value = "teacher", hide_possible_values = true)]
+    network: Network,
+    /// Side in pixels to which images are resized and cropped, a multiple of the patch size [default: as in training].
+    #[arg(long, value_name = "PIXELS")]
+    size: Option<usize>,
+    /// Images computed together.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: usize,
+    /// Write a summary as one JSON object to standard output.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    pub(super) compute: ComputeArgs,
+}
+
+pub(super) fn run(args: FeaturesArgs) -> Result<u8, Error> {
+    let extension = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !["safetensors", "npy"].contains(&extension) {
+        return Err(Error::usage(
+            format!("`--out {}`: expected a name ending in .safetensors or .npy", args.out.display()),
+            "the ending chooses the format, for example `--out features.safetensors`",
+        ));
+    }
+    if args.batch == 0 || args.size == Some(0) {
+        return Err(Error::usage("`--batch` and `--size`: expected 1 or more, found 0", "leave them out"));
+    }
+    let settings = FeatureSettings {
+        images: args.images,
+        weights: args.weights,
+        out: args.out,
+        tokens: args.tokens,
+        network: args.network,
+        size: args.size,
+        batch: args.batch,
+        compute: device::choose(args.compute.device, args.compute.precision)?,
+        json: args.json,
+    };
+    start(settings)
+}
+
+fn start(_settings: FeatureSettings) -> Result<u8, Error> {
+    // LEAD: the body becomes the call of `crate::features::run(settings)?` and the printing of its result
+    Err(Error::usage("features are not part of this build", "use a complete build"))
+}
