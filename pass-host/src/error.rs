@@ -3,7 +3,10 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::export::ExportError;
+use crate::features::FeatureError;
 use crate::metrics::MetricsError;
+use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +32,15 @@ pub enum Error {
     /// The logs of a run.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The training run.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Features of images.
+    #[error(transparent)]
+    Features(#[from] FeatureError),
+    /// Exported weights.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -48,6 +60,9 @@ impl Error {
             Self::Device(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
+            Self::Train(error) => error.hint(),
+            Self::Features(error) => error.hint(),
+            Self::Export(error) => error.hint(),
             Self::Output(_) => None,
         }
     }
@@ -55,8 +70,8 @@ impl Error {
     /// The exit code of the program: 2 for wrong usage, 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage { .. } | Self::Config(_) => 2,
-            Self::Device(_) | Self::Checkpoint(_) | Self::Metrics(_) | Self::Output(_) => 1,
+            Self::Usage { .. } | Self::Config(_) | Self::Train(TrainError::Config(_)) => 2,
+            _ => 1,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A trained teacher as a weights file for others to load.
+//! Trained weights as a file for others to load.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 
 use crate::checkpoint::{CheckpointError, write_atomically};
+use crate::config::run::{ExportFormat, ExportSettings};
 use crate::model::weights::{TrainedWeights, WeightsError};
-
-/// Whose names the file uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Our own: `backbone.…`, `ca_head.…`, with the architecture in the metadata.
-    Safetensors,
-    /// timm's `VisionTransformer` without class token: `patch_embed.…`, `blocks.…`, `norm.…`.
-    Timm,
-}
 
 /// What was written.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -61,17 +53,18 @@ impl ExportError {
     }
 }
 
-/// Writes the teacher of `source` (a run, a checkpoint or an exported file) to `out`.
-pub fn run(source: &Path, format: Format, out: &Path) -> Result<Exported, ExportError> {
-    let weights = TrainedWeights::open(source, &Device::Cpu)?;
+/// Writes backbone and aggregation head of a run, a checkpoint or an exported file.
+pub fn run(settings: &ExportSettings) -> Result<Exported, ExportError> {
+    let out = settings.out.as_path();
+    let weights = TrainedWeights::open(&settings.source, settings.network, &Device::Cpu)?;
     let sizes = &weights.architecture;
-    let (tensors, metadata, usage) = match format {
-        Format::Safetensors => (
+    let (tensors, metadata, usage) = match settings.to {
+        ExportFormat::Safetensors => (
             weights.tensors.clone(),
             weights.metadata(),
             format!("pass-host features IMAGES --weights {}", out.display()),
         ),
-        Format::Timm => {
+        ExportFormat::Timm => {
             let side = sizes.grid * sizes.patch_size;
             let usage = format!(
                 "VisionTransformer(img_size={side}, patch_size={}, embed_dim={}, depth={}, num_heads={}, \

@@ -2,8 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
+use crate::config::run::{FeatureSettings, Tokens};
 use crate::config::{DataConfig, OpsKind};
 use crate::data::DataError;
 use crate::data::augment::Augmenter;
@@ -19,34 +20,6 @@ use file::FeatureFile;
 
 /// Share of the crop in the resized shorter side, as in the usual evaluation view (224 of 256).
 const CENTER_SHARE: f64 = 0.875;
-
-/// Which tokens are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TokenKind {
-    /// Output of the last block for every patch, `[images, N, D]`, not normalized: what dense evaluations use.
-    Patch,
-    /// The class token of the aggregation head after its norm, `[images, D]`.
-    Class,
-}
-
-/// What to compute.
-#[derive(Clone, Debug)]
-pub struct FeatureSettings {
-    /// Image folders, files, lists or tars.
-    pub data: DataConfig,
-    /// A run, a checkpoint, or an exported file.
-    pub weights: PathBuf,
-    /// The file to write.
-    pub out: PathBuf,
-    /// Which tokens.
-    pub tokens: TokenKind,
-    /// Side of the square view in pixels; `None` = the size the weights were trained at.
-    pub size: Option<usize>,
-    /// Images computed at once.
-    pub batch: usize,
-    /// Where to compute.
-    pub device: Device,
-}
 
 /// What was written.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -124,18 +97,19 @@ impl FeatureError {
 /// Computes the features of all images; `progress(done, all)` is called after every batch.
 pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -> Result<FeatureSummary, FeatureError> {
     let format = FileFormat::of(&settings.out).ok_or_else(|| FeatureError::Format { path: settings.out.clone() })?;
-    let weights = TrainedWeights::open(&settings.weights, &settings.device)?;
+    let weights = TrainedWeights::open(&settings.weights, settings.network, &settings.compute.device)?;
     let sizes = &weights.architecture;
     let size = settings.size.unwrap_or(sizes.grid * sizes.patch_size);
     if size == 0 || size % sizes.patch_size != 0 {
         return Err(FeatureError::Size { patch_size: sizes.patch_size, found: size });
     }
+    let data = DataConfig { images: settings.images.clone(), ..DataConfig::default() };
     let (backbone, aggregation) = weights.network(Ops::from(OpsKind::Fused))?;
-    let index = ImageIndex::build(&settings.data, None)?;
+    let index = ImageIndex::build(&data, None)?;
     let patches = (size / sizes.patch_size).pow(2);
     let row = match settings.tokens {
-        TokenKind::Patch => vec![patches, sizes.dim],
-        TokenKind::Class => vec![sizes.dim],
+        Tokens::Patch => vec![patches, sizes.dim],
+        Tokens::Class => vec![sizes.dim],
     };
     let write = |source| FeatureError::Write { path: settings.out.clone(), source };
     let mut file = FeatureFile::create(&settings.out, format, &row).map_err(write)?;
@@ -148,7 +122,7 @@ pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -
         let (mut pixels, mut count) = (Vec::new(), 0);
         while next < all && count < settings.batch {
             let name = index.name(next);
-            match load(&index, next, settings.data.max_megapixels) {
+            match load(&index, next, data.max_megapixels) {
                 Ok(image) => {
                     let resize = (size as f64 / CENTER_SHARE).round() as usize;
                     pixels.extend(augmenter.prepare_center(&image, resize, size, mean, std));
@@ -160,12 +134,12 @@ pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -
             next += 1;
         }
         if count > 0 {
-            let images = Tensor::from_vec(pixels, (count, 3, size, size), &settings.device)?;
+            let images = Tensor::from_vec(pixels, (count, 3, size, size), &settings.compute.device)?;
             let (patches, grid) = backbone.patchify(&images)?;
             let features = backbone.forward(&patches, grid, None)?; // [count, N, D]
             let tokens = match settings.tokens {
-                TokenKind::Patch => features,
-                TokenKind::Class => aggregation.normalize(&aggregation.forward(&features, None)?.class)?,
+                Tokens::Patch => features,
+                Tokens::Class => aggregation.normalize(&aggregation.forward(&features, None)?.class)?,
             };
             file.append(&tokens.flatten_all()?.to_vec1::<f32>()?).map_err(write)?;
         }

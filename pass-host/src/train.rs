@@ -63,12 +63,15 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
         return Ok(progress_plan);
     }
     let _lock = checkpoint::lock_run(&settings.out)?;
+    let start = match Start::checkpoint(settings)? {
+        Some(checkpoint) => Start::resumed(settings, &index, &checkpoint)?,
+        None => Start::fresh(settings)?,
+    };
+    if start.checkpoint.is_none() {
+        checkpoint::write_atomically(&settings.out.join(CONFIG), config.to_toml(&settings.preset).as_bytes())?;
+    }
     let checkpoints = settings.out.join(CHECKPOINTS);
     checkpoint::prepare(&checkpoints)?;
-    let start = Start::find(settings, &index)?;
-    if start.checkpoint.is_none() {
-        checkpoint::write_atomically(&settings.out.join(CONFIG), config.to_toml(&format!("resolved configuration, from preset {}", settings.preset)).as_bytes())?;
-    }
     let mut run = Run::new(settings, index, start, checkpoints)?;
     let result = run.to_the_end();
     run.progress.finish();

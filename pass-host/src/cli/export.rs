@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::output;
 use crate::config::run::{ExportFormat, ExportSettings, Network};
 use crate::error::Error;
 
@@ -16,7 +17,7 @@ pub(super) struct ExportArgs {
     /// A run folder, a checkpoint folder or a safetensors file.
     #[arg(value_name = "RUN|W")]
     source: PathBuf,
-    /// `safetensors` (whole network, the names of the released checkpoints) or `timm` (backbone, timm's names).
+    /// `safetensors` (backbone and aggregation head, the names of the released checkpoints) or `timm` (backbone, timm's names).
     #[arg(long, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     to: ExportFormat,
     /// The file to write.
@@ -31,7 +32,14 @@ pub(super) fn run(args: ExportArgs) -> Result<u8, Error> {
     start(ExportSettings { source: args.source, to: args.to, network: args.network, out: args.out })
 }
 
-fn start(_settings: ExportSettings) -> Result<u8, Error> {
-    // LEAD: the body becomes the call of `crate::export::run(settings)?` and the printing of its result
-    Err(Error::usage("export is not part of this build", "use a complete build"))
+fn start(settings: ExportSettings) -> Result<u8, Error> {
+    let exported = crate::export::run(&settings)?;
+    output::note(&format!(
+        "{}: {} tensors, {:.1} million values",
+        exported.file.display(),
+        exported.tensors,
+        exported.values as f64 / 1e6
+    ));
+    output::print(&format!("{}\n", exported.usage))?;
+    Ok(0)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::ComputeArgs;
+use super::{ComputeArgs, output};
 use crate::config::run::{FeatureSettings, Network, Tokens};
 use crate::device;
 use crate::error::Error;
@@ -21,7 +21,7 @@ pub(super) struct FeaturesArgs {
     /// Trained weights: a run folder, a checkpoint folder or a safetensors file.
     #[arg(long, value_name = "W")]
     weights: PathBuf,
-    /// The file to write: .safetensors (features and image names) or .npy (features only).
+    /// The file to write: .safetensors or .npy; the image names go to a .images.txt beside it.
     #[arg(long, value_name = "F")]
     out: PathBuf,
     /// `patch` (one vector per patch) or `class` (one per image).
@@ -68,7 +68,21 @@ pub(super) fn run(args: FeaturesArgs) -> Result<u8, Error> {
     start(settings)
 }
 
-fn start(_settings: FeatureSettings) -> Result<u8, Error> {
-    // LEAD: the body becomes the call of `crate::features::run(settings)?` and the printing of its result
-    Err(Error::usage("features are not part of this build", "use a complete build"))
+fn start(settings: FeatureSettings) -> Result<u8, Error> {
+    let progress = output::bar();
+    let summary = crate::features::run(&settings, |done, all| {
+        progress.set_length(all as u64);
+        progress.set_position(done as u64);
+    })?;
+    progress.finish_and_clear();
+    for (name, reason) in &summary.bad {
+        output::warn(&format!("left out `{name}`: {reason}"));
+    }
+    if settings.json {
+        output::print_json(&summary)?;
+    } else {
+        let shape: Vec<String> = summary.shape.iter().map(usize::to_string).collect();
+        output::print(&format!("{}: [{}]\n", summary.file.display(), shape.join(", ")))?;
+    }
+    Ok(0)
 }

@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -35,6 +36,16 @@ pub(super) fn note(line: &str) {
 /// A line of warning on standard error.
 pub(super) fn warn(line: &str) {
     note(&format!("{WARNING}warning:{WARNING:#} {line}"));
+}
+
+/// A bar with images done, speed and time left on standard error; nothing where that is no terminal.
+pub(super) fn bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    let template = "{bar:20.cyan} {pos}/{len} images  {per_sec}  {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 /// Text on standard output, as it is.

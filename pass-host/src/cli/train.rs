@@ -123,14 +123,9 @@ pub(super) fn run(args: TrainArgs) -> Result<u8, Error> {
         settings.threads,
         settings.out.display()
     ));
-    let outcome = start(settings)?;
+    let outcome = crate::train::run(&settings)?;
     report(&outcome, args.json)?;
     Ok(outcome.exit_code())
-}
-
-fn start(_settings: RunSettings) -> Result<Outcome, Error> {
-    // LEAD: the body becomes `Ok(crate::train::run(settings)?)`
-    Err(Error::usage("the training loop is not part of this build", "use a complete build"))
 }
 
 /// Resolves every flag; nothing is written.

@@ -98,7 +98,7 @@ pub struct FeatureSettings {
 /// Naming of exported weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportFormat {
-    /// The names of the released checkpoints, whole network.
+    /// The names of the released checkpoints: backbone and aggregation head.
     Safetensors,
     /// timm's `vit_*_patch*` names, backbone only.
     Timm,

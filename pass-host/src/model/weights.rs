@@ -1,4 +1,4 @@
-//! Trained teacher weights from wherever they are: a run, one of its checkpoints, or an exported file.
+//! Trained weights from wherever they are: a run, one of its checkpoints, or an exported file.
 
 use std::collections::HashMap;
 use std::fs;
@@ -13,6 +13,7 @@ use super::parameters::{LoadError, Parameters};
 use super::vit::Vit;
 use crate::checkpoint::{self, Checkpoint, CheckpointError};
 use crate::config::TrainConfig;
+use crate::config::run::Network;
 use crate::ops::Ops;
 use crate::train::state::RunState;
 
@@ -105,7 +106,7 @@ impl WeightsError {
     }
 }
 
-/// The part of a trained network that is used after training: backbone and aggregation head of the teacher.
+/// The part of a trained network that is used after training: backbone and aggregation head.
 pub struct TrainedWeights {
     /// Sizes (those of the projection heads are unset).
     pub architecture: Architecture,
@@ -117,7 +118,9 @@ pub struct TrainedWeights {
 
 impl TrainedWeights {
     /// Opens a run folder, a checkpoint folder, or an exported safetensors file.
-    pub fn open(path: &Path, device: &Device) -> Result<Self, WeightsError> {
+    ///
+    /// `network` chooses between the two networks of a run; an exported file holds one.
+    pub fn open(path: &Path, network: Network, device: &Device) -> Result<Self, WeightsError> {
         if path.is_file() {
             return Self::from_file(path, device);
         }
@@ -132,11 +135,15 @@ impl TrainedWeights {
             return Err(WeightsError::NotFound { path: path.into() });
         };
         let state: RunState = checkpoint.state().map_err(wrap)?;
-        let tensors = checkpoint.tensors("teacher", device).map_err(wrap)?;
-        Self::from_teacher(&state.config, tensors.into_iter().collect(), path)
+        let part = match network {
+            Network::Teacher => "teacher",
+            Network::Student => "student",
+        };
+        let tensors = checkpoint.tensors(part, device).map_err(wrap)?;
+        Self::from_run(&state.config, tensors.into_iter().collect(), path)
     }
 
-    fn from_teacher(
+    fn from_run(
         config: &TrainConfig,
         tensors: HashMap<String, Tensor>,
         path: &Path,

@@ -39,28 +39,25 @@ pub fn data_hash(index: &ImageIndex) -> String {
 }
 
 impl Start {
-    /// Finds out where `settings` want the run to begin.
-    pub fn find(settings: &RunSettings, index: &ImageIndex) -> Result<Self, TrainError> {
+    /// The checkpoint that `settings` want to continue from.
+    pub fn checkpoint(settings: &RunSettings) -> Result<Option<Checkpoint>, TrainError> {
         if settings.compute.dtype != DType::F32 {
             return Err(TrainError::Precision);
         }
-        let own = settings.out.join(CHECKPOINTS);
-        let checkpoint = match &settings.resume {
+        let found = match &settings.resume {
             Resume::None => None,
-            Resume::Auto => checkpoint::open_latest(&own)?,
+            Resume::Auto => checkpoint::open_latest(&settings.out.join(CHECKPOINTS))?,
             Resume::From(path) => Some(open(path)?),
         };
-        match checkpoint {
-            Some(checkpoint) => Self::resumed(settings, index, &checkpoint),
-            None => Self::fresh(settings),
-        }
-    }
-
-    fn fresh(settings: &RunSettings) -> Result<Self, TrainError> {
         let exists = [METRICS, CONFIG].iter().any(|name| settings.out.join(name).exists());
-        if exists && settings.resume != Resume::Auto {
+        if exists && settings.resume == Resume::None {
             return Err(TrainError::RunExists { run: settings.out.clone() });
         }
+        Ok(found)
+    }
+
+    /// A new run: fresh weights, or those of `--init`.
+    pub fn fresh(settings: &RunSettings) -> Result<Self, TrainError> {
         let (config, device) = (&settings.config, &settings.compute.device);
         let mut remarks = Vec::new();
         let student = match &settings.init {
@@ -76,7 +73,8 @@ impl Start {
         Ok(Self { trainer, step: 0, checkpoint: None, guard: None, skipped: 0, remarks })
     }
 
-    fn resumed(
+    /// The run that `checkpoint` was written by, if configuration and images are still the same.
+    pub fn resumed(
         settings: &RunSettings,
         index: &ImageIndex,
         checkpoint: &Checkpoint,
