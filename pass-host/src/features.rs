@@ -116,7 +116,7 @@ pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -
     let (mut names, mut bad) = (Vec::new(), Vec::new());
     let (mean, std) = weights.normalization;
     let mut augmenter = Augmenter::default();
-    let all = index.len() as u64;
+    let all = index.len();
     let mut next = 0;
     while next < all {
         let (mut pixels, mut count) = (Vec::new(), 0);
@@ -143,7 +143,7 @@ pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -
             };
             file.append(&tokens.flatten_all()?.to_vec1::<f32>()?).map_err(write)?;
         }
-        progress(next as usize, all as usize);
+        progress(next, all);
     }
     if let (0, Some((name, reason))) = (names.len(), bad.first()) {
         return Err(FeatureError::AllBad { count: bad.len(), name: name.clone(), reason: reason.clone() });
@@ -160,7 +160,7 @@ fn names_path(out: &Path) -> PathBuf {
     out.with_extension("images.txt")
 }
 
-fn load(index: &ImageIndex, image: u64, max_megapixels: f64) -> Result<crate::data::decode::Rgb8Image, String> {
+fn load(index: &ImageIndex, image: usize, max_megapixels: f64) -> Result<crate::data::decode::Rgb8Image, String> {
     let bytes = index.read(image).map_err(|error| error.to_string())?;
     decode_rgb(&bytes, max_megapixels).map_err(|error| error.to_string())
 }

@@ -238,7 +238,7 @@ impl<'a> Run<'a> {
         let agreement = vitals::positives_agreement(&report.monitor, &self.trainer.centers)?;
         let absent = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
-        let waited = self.loader.data_wait();
+        let waited = self.loader.data_wait().total;
         let metrics = Metrics {
             step: self.step,
             epoch: self.step as f64 / self.per_epoch as f64,
@@ -308,7 +308,7 @@ impl<'a> Run<'a> {
         schedule: &Schedule,
         batch: &Batch,
     ) -> Result<Option<String>, TrainError> {
-        let images: Vec<String> = batch.images.iter().map(|&image| self.index.name(image)).collect();
+        let images: Vec<String> = batch.images.iter().map(|&image| self.index.name(image as usize)).collect();
         let lr = schedule.lr;
         let line = format!("{}\t{}\t{}\t{lr}\t{}\n", self.step, fault.term, fault.value, images.join("\t"));
         append(&self.settings.out.join(NON_FINITE), &line)?;
