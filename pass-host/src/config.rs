@@ -34,7 +34,7 @@ section! {
         pub seed: u64,
         /// Where the images come from and how they are loaded.
         pub data: DataConfig,
-        /// Crops and their photometric changes (DINO, SEMANTICS §5).
+        /// Crops and their photometric changes (DINO's multi-crop).
         pub augment: AugmentConfig,
         /// The Vision Transformer.
         pub model: ModelConfig,
