@@ -8,7 +8,7 @@
 //! | [`layers`] | preset < file < `--set` < flag, and where each value came from |
 //! | [`validate`] | the rules every configuration obeys |
 //! | [`derived`] | sizes, learning rate and step counts computed from the fields |
-//! | [`print`] | the configuration as commented TOML |
+//! | [`mod@print`] | the configuration as commented TOML |
 //! | [`run`] | what one run is started with, and how it ended |
 
 #[macro_use]
