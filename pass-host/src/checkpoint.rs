@@ -16,9 +16,11 @@ mod write;
 pub use error::CheckpointError;
 pub use load::{Loaded, load_into};
 pub use lock::{RunLock, lock_run};
-pub use read::{Checkpoint, Rejected, open_latest, read_tensors};
+pub use read::{Checkpoint, Rejected, open_at, open_latest, read_tensors, weights_at};
 pub use write::{prepare, save, write_atomically, write_tensors};
 
+/// The folder of checkpoints in a run folder.
+pub const CHECKPOINTS: &str = "checkpoints";
 /// The text file naming the checkpoint to continue from.
 pub const LATEST: &str = "latest";
 const MANIFEST: &str = "manifest.json";

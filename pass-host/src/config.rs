@@ -8,7 +8,7 @@
 //! | [`layers`] | preset < file < `--set` < flag, and where each value came from |
 //! | [`validate`] | the rules every configuration obeys |
 //! | [`derived`] | sizes, learning rate and step counts computed from the fields |
-//! | [`print`] | the configuration as commented TOML |
+//! | [`mod@print`] | the configuration as commented TOML |
 //! | [`run`] | what one run is started with, and how it ended |
 
 #[macro_use]
@@ -34,7 +34,7 @@ section! {
         pub seed: u64,
         /// Where the images come from and how they are loaded.
         pub data: DataConfig,
-        /// Crops and their photometric changes (DINO, SEMANTICS §5).
+        /// Crops and their photometric changes (DINO's multi-crop).
         pub augment: AugmentConfig,
         /// The Vision Transformer.
         pub model: ModelConfig,

@@ -64,6 +64,12 @@ pub enum CheckpointError {
         /// Every checkpoint that was tried.
         rejected: Vec<Rejected>,
     },
+    /// A folder that is neither a checkpoint nor a run with one.
+    #[error("`{}` holds no checkpoint", path.display())]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Weights and model do not belong together.
     #[error("{what} do not fit this model: {fit_problems}", fit_problems = mismatches.join("; "))]
     Misfit {
@@ -112,6 +118,9 @@ impl CheckpointError {
                 "it was trained with other sizes: give the same `model.*` and `head.*` values (`config.toml` in its run folder holds them), or start a new run"
                     .into(),
             ),
+            Self::NoWeights { .. } => {
+                Some("name a run folder, one of its checkpoint folders, or a safetensors file".into())
+            }
             Self::InUse { .. } => Some("wait for it to end, or choose another `--out`".into()),
             Self::Duplicate { .. } | Self::Set { .. } => None,
         }

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::manifest::{FORMAT, Manifest};
 use super::write::io;
-use super::{CheckpointError, LATEST, MANIFEST, STATE, folder_name, step_of};
+use super::{CHECKPOINTS, CheckpointError, LATEST, MANIFEST, STATE, folder_name, step_of};
 
 /// A checkpoint whose every file has the length and checksum of its manifest.
 #[derive(Debug)]
@@ -149,6 +149,35 @@ impl Checkpoint {
         let text = fs::read(&path).map_err(io("read", &path))?;
         serde_json::from_slice(&text).map_err(|source| CheckpointError::Json { path, source })
     }
+}
+
+/// The checkpoint that `path` means: that very folder, or the one to continue from of a run folder; `None` if it is
+/// neither or the run has none yet.
+///
+/// # Errors
+/// As [`Checkpoint::open`] and [`open_latest`].
+pub fn open_at(path: &Path) -> Result<Option<Checkpoint>, CheckpointError> {
+    if path.join(MANIFEST).is_file() {
+        return Checkpoint::open(path).map(Some);
+    }
+    open_latest(&path.join(CHECKPOINTS))
+}
+
+/// The weights that `path` means: a safetensors file, or the part `stem` (`teacher`, `student`) of a checkpoint folder or
+/// of the newest checkpoint of a run folder.
+///
+/// # Errors
+/// [`CheckpointError::NoWeights`] if it is none of these; as [`open_at`] and [`read_tensors`].
+pub fn weights_at(
+    path: &Path,
+    stem: &str,
+    device: &Device,
+) -> Result<BTreeMap<String, Tensor>, CheckpointError> {
+    if path.is_dir() {
+        let found = open_at(path)?.ok_or_else(|| CheckpointError::NoWeights { path: path.to_owned() })?;
+        return found.tensors(stem, device);
+    }
+    read_tensors(path, device)
 }
 
 /// Every tensor of a safetensors file.

@@ -262,6 +262,28 @@ fn weights_load_one_to_one_or_not_at_all() {
 }
 
 #[test]
+fn weights_are_found_in_runs_checkpoints_and_files() {
+    let run = tempfile::tempdir().unwrap();
+    assert!(open_at(run.path()).unwrap().is_none());
+    assert!(matches!(
+        weights_at(run.path(), "student", &Device::Cpu),
+        Err(CheckpointError::NoWeights { .. })
+    ));
+    let dir = run.path().join(CHECKPOINTS);
+    let first = save_step(&dir, 1);
+    save_step(&dir, 2);
+    let file = first.join("student.safetensors");
+    for (path, expected) in [(run.path(), 2.0), (first.as_path(), 1.0), (file.as_path(), 1.0)] {
+        let weights = weights_at(path, "student", &Device::Cpu).unwrap();
+        assert_eq!(weights["scale"].to_scalar::<f32>().unwrap(), expected, "{}", path.display());
+    }
+    assert_eq!(open_at(&first).unwrap().unwrap().step(), 1);
+    assert!(weights_at(&run.path().join("none"), "student", &Device::Cpu).is_err());
+    std::fs::write(&file, "no tensors").unwrap();
+    assert!(weights_at(&file, "student", &Device::Cpu).is_err());
+}
+
+#[test]
 fn a_run_folder_has_one_user() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("runs/a");

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::LATEST;
+use crate::checkpoint::{CHECKPOINTS, LATEST};
 use crate::error::Error;
 use crate::metrics::METRICS;
 
@@ -38,7 +38,7 @@ pub(super) fn newest(runs: &Path, preset: &str) -> Option<PathBuf> {
 
 /// True if the folder holds (the beginning of) a run.
 pub(super) fn holds_run(folder: &Path) -> bool {
-    [CONFIG, METRICS, "checkpoints"].iter().any(|name| folder.join(name).exists())
+    [CONFIG, METRICS, CHECKPOINTS].iter().any(|name| folder.join(name).exists())
 }
 
 /// The run folder that `path` means: itself, or two above if it is a checkpoint folder.
@@ -49,12 +49,12 @@ pub(super) fn run_of(path: &Path) -> Result<PathBuf, Error> {
             return Ok(run.to_owned());
         }
     }
-    if path.join("checkpoints").is_dir() {
+    if path.join(CHECKPOINTS).is_dir() {
         return Ok(path.to_owned());
     }
     Err(Error::usage(
         format!("`{}` holds nothing to resume", path.display()),
-        format!("name a run folder (it holds `checkpoints/{LATEST}`) or one of its checkpoint folders"),
+        format!("name a run folder (it holds `{CHECKPOINTS}/{LATEST}`) or one of its checkpoint folders"),
     ))
 }
 

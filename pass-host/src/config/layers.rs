@@ -283,6 +283,7 @@ pub(crate) fn display_value(table: &Table, key: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::io::Write;
 
     fn file(text: &str) -> tempfile::NamedTempFile {
@@ -371,6 +372,13 @@ mod tests {
         }
         for set in ["seed", "=1", "seed=1\nops=\"fused\"", ".=1", "optim.=1", "optim.batch.x=1", "optim=1"] {
             assert!(resolve("", &[set]).is_err(), "{set:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_panics(text in "(\\PC|\n|[a-z]{1,3}|optim|patch|k|[\\[\\]=\".0-9]){0,40}", set in "\\PC{0,20}=\\PC{0,20}") {
+            drop(resolve(&text, &[&set, &text]));
         }
     }
 }

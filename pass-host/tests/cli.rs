@@ -1,0 +1,185 @@
+//! The program as a person meets it: help, results, errors and exit codes, word for word.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// Runs the program in `dir` without a terminal.
+fn run_in(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pass-host"))
+        .args(args)
+        .current_dir(dir)
+        .env_remove("RAYON_NUM_THREADS")
+        .env("COLUMNS", "100")
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program starts")
+}
+
+fn run(args: &[&str]) -> Output {
+    run_in(tempfile::tempdir().expect("a temporary folder").path(), args)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("the program writes UTF-8")
+}
+
+/// Exit code, standard output and standard error in one text.
+fn transcript(output: &Output) -> String {
+    let code = output.status.code().expect("the program ends by itself");
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    let mut all = format!("exit code {code}\n");
+    for (name, content) in [("stdout", stdout), ("stderr", stderr)] {
+        if !content.is_empty() {
+            all += &format!("----- {name}\n{content}");
+        }
+    }
+    all
+}
+
+/// Compares a transcript with its snapshot; versions are masked.
+fn check(name: &str, output: &Output) {
+    insta::with_settings!({
+        filters => vec![(r"pass-host \d+\.\d+\.\d+\S*", "pass-host [version]")],
+        omit_expression => true,
+        prepend_module_to_snapshot => false,
+    }, {
+        insta::assert_snapshot!(name, transcript(output));
+    });
+}
+
+#[test]
+fn help_of_every_command() {
+    check("help", &run(&["--help"]));
+    check("version", &run(&["--version"]));
+    for command in ["train", "features", "export", "config", "doctor", "completions"] {
+        check(&format!("help_{command}"), &run(&[command, "--help"]));
+    }
+    for command in ["list", "show", "check"] {
+        check(&format!("help_config_{command}"), &run(&["config", command, "--help"]));
+    }
+}
+
+#[test]
+fn presets_are_listed_and_shown() {
+    check("config_list", &run(&["config", "list"]));
+    check("config_show", &run(&["config", "show", "paper-vit-s16", "--set", "seed=7"]));
+    let json: serde_json::Value = serde_json::from_slice(&run(&["config", "list", "--json"]).stdout).unwrap();
+    assert_eq!(json["presets"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn a_shown_preset_is_a_valid_file() {
+    let dir = tempfile::tempdir().unwrap();
+    for preset in ["paper-vit-s16", "paper-vit-ti16-coco", "release-vit-s16", "demo"] {
+        let shown = run_in(dir.path(), &["config", "show", preset]);
+        assert!(shown.status.success());
+        fs::write(dir.path().join("mine.toml"), &shown.stdout).unwrap();
+        let checked = run_in(dir.path(), &["config", "check", "mine.toml"]);
+        assert!(checked.status.success(), "{}", transcript(&checked));
+        assert!(text(&checked.stdout).starts_with(&format!("valid: preset {preset} ")));
+        let json = run_in(dir.path(), &["config", "check", "mine.toml", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!((&report["valid"], &report["preset"]), (&true.into(), &preset.into()));
+    }
+}
+
+#[test]
+fn configuration_errors_name_file_line_and_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let case = |name: &str, file: &str, more: &[&str]| {
+        fs::write(dir.path().join("mine.toml"), file).unwrap();
+        let args = [&["config", "check", "mine.toml"], more].concat();
+        check(&format!("config_check_{name}"), &run_in(dir.path(), &args));
+    };
+    case("valid", "preset = \"demo\"\n[optim]\nbatch = 32\n", &[]);
+    case("unknown_key", "[optim]\nbach = 32\n", &[]);
+    case("wrong_type", "[optim]\nbatch = \"large\"\n", &[]);
+    case("out_of_range", "[model]\ndrop_path = 1.5\n", &[]);
+    case("cross_field", "[augment]\nlocal_size = 100\n", &[]);
+    case(
+        "several",
+        "seed = true\n[patch]\nborder = \"torus\"\nwindow = \"some\"\n[zoo]\nlion = 1\n",
+        &["--set", "optim.epoch=3"],
+    );
+    case("syntax", "[optim]\nbatch = = 3\n", &[]);
+    case("unknown_preset", "preset = \"demoo\"\n", &[]);
+    case("bad_set", "", &["--set", "optim.batch"]);
+    check("config_check_missing", &run_in(dir.path(), &["config", "check", "none.toml"]));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_and_says_what_to_do() {
+    for (name, args) in [
+        ("no_command", &[] as &[&str]),
+        ("unknown_command", &["trian"]),
+        ("unknown_flag", &["train", "--bach", "3"]),
+        ("not_a_number", &["train", "--batch", "many"]),
+        ("bad_device", &["train", "--device", "gpu"]),
+        ("no_threads", &["train", "--threads", "0"]),
+        ("epochs_and_steps", &["train", "--epochs", "1", "--steps", "1"]),
+        ("init_and_resume", &["train", "photos", "--init", "w.safetensors", "--resume", "auto"]),
+        ("nothing_to_resume", &["train", "photos", "--resume", "none-here"]),
+        ("zero_batch", &["train", "photos", "--batch", "0"]),
+        ("unknown_preset", &["train", "photos", "--preset", "paper-vit-s8"]),
+        ("features_without_weights", &["features", "photos"]),
+        ("features_format", &["features", "photos", "--weights", "w", "--out", "f.csv"]),
+        ("export_format", &["export", "run", "--to", "pickle", "--out", "f"]),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{name}: {}", transcript(&output));
+        assert!(output.stdout.is_empty(), "{name}");
+        check(&format!("usage_{name}"), &output);
+    }
+}
+
+#[test]
+fn a_run_folder_in_use_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = dir.path().join("mine/metrics.jsonl");
+    fs::create_dir(dir.path().join("mine")).unwrap();
+    fs::write(&metrics, "{\"step\":1}\n").unwrap();
+    let output = run_in(dir.path(), &["train", "photos", "--out", "mine"]);
+    assert_eq!(output.status.code(), Some(2));
+    check("usage_out_holds_a_run", &output);
+    assert_eq!(fs::read_to_string(metrics).unwrap(), "{\"step\":1}\n");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else was written");
+}
+
+#[test]
+fn devices_that_are_not_there_fail_with_1() {
+    let bf16 = run(&["train", "photos", "--device", "cpu", "--precision", "bf16"]);
+    assert_eq!(bf16.status.code(), Some(1));
+    check("device_bf16_on_cpu", &bf16);
+    if !pass_host::device::CUDA_COMPILED {
+        let cuda = run(&["train", "photos", "--device", "cuda:1"]);
+        assert_eq!(cuda.status.code(), Some(1));
+        check("device_cuda_not_built_in", &cuda);
+    }
+}
+
+#[test]
+fn doctor_tells_speed_and_write_access() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = run_in(dir.path(), &["doctor", "--json", "--threads", "1", "--out", "deep/runs"]);
+    assert_eq!(output.status.code(), Some(0), "{}", transcript(&output));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["gflops_f32"].as_f64().unwrap() > 0.0);
+    assert_eq!(report["threads"], 1);
+    assert!(report["out_problem"].is_null());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+
+    fs::write(dir.path().join("file"), "x").unwrap();
+    let blocked = run_in(dir.path(), &["doctor", "--out", "file/runs"]);
+    assert_eq!(blocked.status.code(), Some(1));
+    assert!(text(&blocked.stdout).contains("NOT writable"));
+}
+
+#[test]
+fn completions_exist_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success(), "{shell}");
+        assert!(text(&output.stdout).contains("pass-host"), "{shell}");
+    }
+}
