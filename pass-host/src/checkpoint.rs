@@ -7,14 +7,12 @@
 //! previous checkpoint in force and at most a `.tmp-` folder, removed by the next [`prepare`].
 
 mod error;
-mod load;
 mod lock;
 mod manifest;
 mod read;
 mod write;
 
 pub use error::CheckpointError;
-pub use load::{Loaded, load_into};
 pub use lock::{RunLock, lock_run};
 pub use read::{Checkpoint, Rejected, open_at, open_latest, read_tensors, weights_at};
 pub use write::{prepare, save, write_atomically, write_tensors};

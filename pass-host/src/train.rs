@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Ending, Outcome, RunSettings};
 use crate::config::{OnCollapse, TrainConfig};
 use crate::data::index::ImageIndex;
@@ -42,8 +42,6 @@ use start::Start;
 use state::{PARTS, RunState};
 use trainer::{NonFinite, Schedule, StepReport, Trainer};
 
-/// Folder of the checkpoints within a run.
-pub const CHECKPOINTS: &str = "checkpoints";
 /// The resolved configuration of a run.
 pub const CONFIG: &str = "config.toml";
 /// Bad images and why.
@@ -68,7 +66,7 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
         None => Start::fresh(settings)?,
     };
     if start.checkpoint.is_none() {
-        checkpoint::write_atomically(&settings.out.join(CONFIG), config.to_toml(&settings.preset).as_bytes())?;
+        checkpoint::write_atomically(&settings.out.join(CONFIG), settings.config_toml().as_bytes())?;
     }
     let checkpoints = settings.out.join(CHECKPOINTS);
     checkpoint::prepare(&checkpoints)?;

@@ -70,22 +70,6 @@ pub enum CheckpointError {
         /// The folder.
         path: PathBuf,
     },
-    /// Weights and model do not belong together.
-    #[error("{what} do not fit this model: {fit_problems}", fit_problems = mismatches.join("; "))]
-    Misfit {
-        /// Which weights.
-        what: String,
-        /// One sentence per tensor (at most a few).
-        mismatches: Vec<String>,
-    },
-    /// Copying into a variable failed.
-    #[error("tensor `{name}` cannot be loaded")]
-    Set {
-        /// The tensor.
-        name: String,
-        /// candle's reason.
-        source: candle_core::Error,
-    },
     /// Another process is training in this folder.
     #[error("the run folder `{}` is in use by another process", run.display())]
     InUse {
@@ -114,15 +98,11 @@ impl CheckpointError {
             Self::NoneValid { .. } => {
                 Some("copy the run folder again, or start a new run with another `--out`".into())
             }
-            Self::Misfit { .. } => Some(
-                "it was trained with other sizes: give the same `model.*` and `head.*` values (`config.toml` in its run folder holds them), or start a new run"
-                    .into(),
-            ),
             Self::NoWeights { .. } => {
                 Some("name a run folder, one of its checkpoint folders, or a safetensors file".into())
             }
             Self::InUse { .. } => Some("wait for it to end, or choose another `--out`".into()),
-            Self::Duplicate { .. } | Self::Set { .. } => None,
+            Self::Duplicate { .. } => None,
         }
     }
 }

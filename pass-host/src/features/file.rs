@@ -61,7 +61,7 @@ impl FileFormat {
 }
 
 /// A file being written; nothing is at `path` before [`FeatureFile::finish`].
-pub struct FeatureFile {
+pub(super) struct FeatureFile {
     path: PathBuf,
     temporary: PathBuf,
     format: FileFormat,
@@ -71,7 +71,7 @@ pub struct FeatureFile {
 
 impl FeatureFile {
     /// Starts a file whose rows have the axes `row`.
-    pub fn create(path: &Path, format: FileFormat, row: &[usize]) -> io::Result<Self> {
+    pub(super) fn create(path: &Path, format: FileFormat, row: &[usize]) -> io::Result<Self> {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             fs::create_dir_all(folder)?;
         }
@@ -84,7 +84,7 @@ impl FeatureFile {
     }
 
     /// Appends whole rows.
-    pub fn append(&mut self, values: &[f32]) -> io::Result<()> {
+    pub(super) fn append(&mut self, values: &[f32]) -> io::Result<()> {
         for value in values {
             self.writer.write_all(&value.to_le_bytes())?;
         }
@@ -92,7 +92,7 @@ impl FeatureFile {
     }
 
     /// Writes the header for `rows` rows, syncs, and moves the file to its place; returns the shape.
-    pub fn finish(self, rows: usize) -> io::Result<Vec<usize>> {
+    pub(super) fn finish(self, rows: usize) -> io::Result<Vec<usize>> {
         let mut shape = vec![rows];
         shape.extend(&self.row);
         let mut file = self.writer.into_inner().map_err(io::IntoInnerError::into_error)?;

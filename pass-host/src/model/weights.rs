@@ -11,7 +11,7 @@ use super::Architecture;
 use super::aggregation::AggregationHead;
 use super::parameters::{LoadError, Parameters};
 use super::vit::Vit;
-use crate::checkpoint::{self, Checkpoint, CheckpointError};
+use crate::checkpoint::{self, CheckpointError};
 use crate::config::TrainConfig;
 use crate::config::run::Network;
 use crate::ops::Ops;
@@ -124,16 +124,12 @@ impl TrainedWeights {
         if path.is_file() {
             return Self::from_file(path, device);
         }
-        let checkpoints = path.join("checkpoints");
-        let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
-        let checkpoint = if checkpoints.is_dir() {
-            let opened = checkpoint::open_latest(&checkpoints).map_err(wrap)?;
-            opened.ok_or_else(|| WeightsError::NoCheckpoint { path: path.into() })?
-        } else if path.is_dir() {
-            Checkpoint::open(path).map_err(wrap)?
-        } else {
+        if !path.is_dir() {
             return Err(WeightsError::NotFound { path: path.into() });
-        };
+        }
+        let wrap = |source| WeightsError::Checkpoint { path: path.into(), source };
+        let nothing = || WeightsError::NoCheckpoint { path: path.into() };
+        let checkpoint = checkpoint::open_at(path).map_err(wrap)?.ok_or_else(nothing)?;
         let state: RunState = checkpoint.state().map_err(wrap)?;
         let part = match network {
             Network::Teacher => "teacher",

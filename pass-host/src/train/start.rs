@@ -9,8 +9,8 @@ use super::error::TrainError;
 use super::guard::CollapseGuard;
 use super::state::RunState;
 use super::trainer::Trainer;
-use super::{CHECKPOINTS, CONFIG};
-use crate::checkpoint::{self, Checkpoint};
+use super::CONFIG;
+use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Resume, RunSettings};
 use crate::data::index::ImageIndex;
 use crate::metrics::METRICS;
@@ -47,7 +47,10 @@ impl Start {
         let found = match &settings.resume {
             Resume::None => None,
             Resume::Auto => checkpoint::open_latest(&settings.out.join(CHECKPOINTS))?,
-            Resume::From(path) => Some(open(path)?),
+            Resume::From(path) => {
+                let nothing = || TrainError::NothingToResume { path: path.clone() };
+                Some(checkpoint::open_at(path)?.ok_or_else(nothing)?)
+            }
         };
         let exists = [METRICS, CONFIG].iter().any(|name| settings.out.join(name).exists());
         if exists && settings.resume == Resume::None {
@@ -110,25 +113,9 @@ impl Start {
     }
 }
 
-/// The newest checkpoint of a run folder, or exactly this checkpoint.
-fn open(path: &Path) -> Result<Checkpoint, TrainError> {
-    let inside = path.join(CHECKPOINTS);
-    if inside.is_dir() {
-        let nothing = || TrainError::NothingToResume { path: path.into() };
-        return checkpoint::open_latest(&inside)?.ok_or_else(nothing);
-    }
-    if !path.is_dir() {
-        return Err(TrainError::NothingToResume { path: path.into() });
-    }
-    Ok(Checkpoint::open(path)?)
-}
-
 /// `--init`: the student of a run or checkpoint, or a safetensors file with all tensors of the network.
 fn initial_weights(settings: &RunSettings, path: &Path, device: &Device) -> Result<Parameters, TrainError> {
-    let tensors: HashMap<_, _> = match path.is_dir() {
-        true => open(path)?.tensors("student", device)?.into_iter().collect(),
-        false => checkpoint::read_tensors(path, device)?.into_iter().collect(),
-    };
+    let tensors: HashMap<_, _> = checkpoint::weights_at(path, "student", device)?.into_iter().collect();
     let architecture = Architecture::from_config(&settings.config);
     Parameters::from_tensors(&architecture, Role::Student, &tensors, device)
         .map_err(|source| TrainError::Init { path: path.into(), source })

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 /// The bundled photos.
-pub fn photos() -> PathBuf {
+pub(crate) fn photos() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/photos")
 }
 
 /// Settings of a run that takes a second or two.
-pub const TINY: &[&str] = &[
+pub(crate) const TINY: &[&str] = &[
     "model.arch=custom",
     "model.dim=32",
     "model.depth=2",
@@ -28,7 +28,7 @@ pub const TINY: &[&str] = &[
 ];
 
 /// `pass-host train PHOTOS` with the tiny settings, for `steps` steps into `out`.
-pub fn train(out: &Path, steps: usize, settings: &[&str], flags: &[&str]) -> Command {
+pub(crate) fn train(out: &Path, steps: usize, settings: &[&str], flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pass-host"));
     command.arg("train").arg(photos()).arg("--out").arg(out).args(["--device", "cpu"]);
     command.arg("--steps").arg(steps.to_string());
@@ -40,35 +40,35 @@ pub fn train(out: &Path, steps: usize, settings: &[&str], flags: &[&str]) -> Com
 }
 
 /// Runs to the end and returns what was printed.
-pub fn finish(mut command: Command) -> Output {
+pub(crate) fn finish(mut command: Command) -> Output {
     command.output().expect("the program starts")
 }
 
 /// Starts quietly.
-pub fn start(mut command: Command) -> Child {
+pub(crate) fn start(mut command: Command) -> Child {
     command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program starts")
 }
 
 /// Standard error as text.
-pub fn stderr(output: &Output) -> String {
+pub(crate) fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 /// Asserts the exit code, showing what was printed.
 #[track_caller]
-pub fn expect_code(output: &Output, code: i32) {
+pub(crate) fn expect_code(output: &Output, code: i32) {
     assert_eq!(output.status.code(), Some(code), "stderr:\n{}", stderr(output));
 }
 
 /// The folder of the newest checkpoint.
-pub fn latest(run: &Path) -> PathBuf {
+pub(crate) fn latest(run: &Path) -> PathBuf {
     let checkpoints = run.join("checkpoints");
     let name = std::fs::read_to_string(checkpoints.join("latest")).expect("a checkpoint");
     checkpoints.join(name.trim())
 }
 
 /// Every line of `metrics.jsonl` without the two figures that depend on the clock.
-pub fn metrics(run: &Path) -> Vec<serde_json::Value> {
+pub(crate) fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     let line = |line: &str| {
         let mut value: serde_json::Value = serde_json::from_str(line).expect("one JSON object a line");
