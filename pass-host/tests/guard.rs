@@ -1,6 +1,5 @@
 //! What a run does when something goes wrong: interruption, numbers that are not finite, collapse, a folder in use.
 
-#[expect(dead_code, reason = "shared by several test binaries")]
 mod program;
 
 use std::fs;
@@ -96,7 +95,7 @@ fn a_checkpoint_of_another_configuration_is_refused() {
     let run = folder.path().join("run");
     expect_code(&finish(train(&run, 2, &[], &[])), 0);
     let output = finish(train(&run, 2, &["model.dim=64"], &["--resume", "auto"]));
-    expect_code(&output, 1);
+    expect_code(&output, 2);
     let text = stderr(&output);
     assert!(text.contains("model.dim") && text.contains("32") && text.contains("64") && text.contains("hint"), "{text}");
     let other = folder.path().join("other");
