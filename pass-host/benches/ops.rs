@@ -51,7 +51,8 @@ fn time(
     let run = |ops: Ops| {
         let output = function(ops, &inputs).expect("valid shapes");
         let gradients = output.backward().expect("differentiable");
-        let gradients: Vec<_> = inputs.iter().map(|t| gradients.get(t).expect("a gradient").clone()).collect();
+        let gradients: Vec<_> =
+            inputs.iter().map(|t| gradients.get(t).expect("a gradient").clone()).collect();
         (output, gradients)
     };
     let ((output, gradients), (twin, twin_gradients)) = (run(Ops::fused()), run(Ops::reference()));
@@ -74,12 +75,16 @@ fn layer_norm(bencher: Bencher<'_, '_>, pass: Pass) {
 
 #[divan::bench(args = PASSES)]
 fn linear_qkv(bencher: Bencher<'_, '_>, pass: Pass) {
-    time(bencher, pass, &[&[8, 196, 192], &[576, 192], &[576]], |ops, t| ops.linear(&t[0], &t[1], Some(&t[2])));
+    time(bencher, pass, &[&[8, 196, 192], &[576, 192], &[576]], |ops, t| {
+        ops.linear(&t[0], &t[1], Some(&t[2]))
+    });
 }
 
 #[divan::bench(args = PASSES)]
 fn linear_fc2(bencher: Bencher<'_, '_>, pass: Pass) {
-    time(bencher, pass, &[&[8, 196, 768], &[192, 768], &[192]], |ops, t| ops.linear(&t[0], &t[1], Some(&t[2])));
+    time(bencher, pass, &[&[8, 196, 768], &[192, 768], &[192]], |ops, t| {
+        ops.linear(&t[0], &t[1], Some(&t[2]))
+    });
 }
 
 #[divan::bench(args = PASSES)]
@@ -147,7 +152,9 @@ fn weight_norm(bencher: Bencher<'_, '_>, pass: Pass) {
 #[divan::bench(args = PASSES)]
 fn add_scaled(bencher: Bencher<'_, '_>, pass: Pass) {
     let scale = [0.0, 1.1, 1.1, 1.1, 1.1, 0.0, 1.1, 1.1];
-    time(bencher, pass, &[&[8, 196, 192], &[8, 196, 192]], |ops, t| ops.add_scaled(&t[0], &t[1], Some(&scale)));
+    time(bencher, pass, &[&[8, 196, 192], &[8, 196, 192]], |ops, t| {
+        ops.add_scaled(&t[0], &t[1], Some(&scale))
+    });
 }
 
 #[divan::bench(args = PASSES, sample_count = 20)]

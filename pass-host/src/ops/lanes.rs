@@ -1,7 +1,8 @@
 //! Elementary functions and reductions over `f32` slices, written so that the compiler vectorizes them.
 //!
 //! The functions are inlined into the closure given to [`widest`], which compiles it for the widest vector
-//! instructions and picks the one that the processor has. Reductions keep [`LANES`] partial sums whatever the
+//! instructions and picks the one that the processor has. That closure itself must be `#[inline(always)]`: otherwise
+//! it may stay a function of its own for the baseline processor, where each `mul_add` is a call. Reductions keep [`LANES`] partial sums whatever the
 //! processor, so only fused multiply-adds could make two kinds of processor differ.
 
 /// Partial sums of a reduction.
@@ -162,7 +163,14 @@ mod tests {
         for i in 0..=200_000 {
             let x = -86.0 + 174.0 * (i as f32) / 200_000.0;
             let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(widest(|| exp(x))) - exact).abs() / exact);
+            worst = worst.max(
+                (f64::from(widest(
+                    #[inline(always)]
+                    || exp(x),
+                )) - exact)
+                    .abs()
+                    / exact,
+            );
         }
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
         assert_eq!(exp(0.0), 1.0);
@@ -200,16 +208,38 @@ mod tests {
         for len in [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 196, 1000] {
             let (a, b) = (numbers(1, len), numbers(2, len));
             let exact: f64 = a.iter().map(|&v| f64::from(v)).sum();
-            assert!((f64::from(widest(|| sum(&a))) - exact).abs() < 1e-4, "sum of {len}");
+            assert!(
+                (f64::from(widest(
+                    #[inline(always)]
+                    || sum(&a)
+                )) - exact)
+                    .abs()
+                    < 1e-4,
+                "sum of {len}"
+            );
             let exact: f64 = a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-            assert!((f64::from(widest(|| dot(&a, &b))) - exact).abs() < 1e-4, "dot of {len}");
+            assert!(
+                (f64::from(widest(
+                    #[inline(always)]
+                    || dot(&a, &b)
+                )) - exact)
+                    .abs()
+                    < 1e-4,
+                "dot of {len}"
+            );
             assert_eq!(
-                widest(|| max(&a)),
+                widest(
+                    #[inline(always)]
+                    || max(&a)
+                ),
                 a.iter().copied().fold(f32::NEG_INFINITY, f32::max),
                 "max of {len}"
             );
             let mut p = a.clone();
-            widest(|| softmax(&mut p));
+            widest(
+                #[inline(always)]
+                || softmax(&mut p),
+            );
             if len > 0 {
                 assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5, "softmax of {len}");
             }

@@ -65,14 +65,17 @@ impl CustomOp3 for LayerNorm {
         let dim = weight.len();
         let (normalized, _) = build(x.len(), ROWS * dim, |part, out| {
             let x = &x[part * ROWS * dim..][..out.len()];
-            widest(|| {
-                for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-                    let inverse = moments(x, self.eps, out);
-                    for i in 0..dim {
-                        out[i] = (out[i] * inverse).mul_add(weight[i], bias[i]);
+            widest(
+                #[inline(always)]
+                || {
+                    for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                        let inverse = moments(x, self.eps, out);
+                        for i in 0..dim {
+                            out[i] = (out[i] * inverse).mul_add(weight[i], bias[i]);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         output(normalized, x_layout.shape())
     }
@@ -101,30 +104,36 @@ impl CustomOp3 for LayerNorm {
             let mut share = vec![0.0f32; 2 * dim];
             let mut normalized = vec![0.0f32; dim];
             let (d_weight, d_bias) = share.split_at_mut(dim);
-            widest(|| {
-                for ((dx, x), dy) in
-                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(dy.chunks_exact(dim))
-                {
-                    let inverse = moments(x, self.eps, &mut normalized);
-                    for i in 0..dim {
-                        normalized[i] *= inverse;
-                        d_weight[i] = dy[i].mul_add(normalized[i], d_weight[i]);
-                        d_bias[i] += dy[i];
-                        dx[i] = dy[i] * weights[i];
+            widest(
+                #[inline(always)]
+                || {
+                    for ((dx, x), dy) in
+                        dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(dy.chunks_exact(dim))
+                    {
+                        let inverse = moments(x, self.eps, &mut normalized);
+                        for i in 0..dim {
+                            normalized[i] *= inverse;
+                            d_weight[i] = dy[i].mul_add(normalized[i], d_weight[i]);
+                            d_bias[i] += dy[i];
+                            dx[i] = dy[i] * weights[i];
+                        }
+                        // dx = (g − mean(g) − normalized · mean(g · normalized)) / σ, g = dy · weight
+                        let mean = sum(dx) / dim as f32;
+                        let along = dot(dx, &normalized) / dim as f32;
+                        for i in 0..dim {
+                            dx[i] = (dx[i] - mean - normalized[i] * along) * inverse;
+                        }
                     }
-                    // dx = (g − mean(g) − normalized · mean(g · normalized)) / σ, g = dy · weight
-                    let mean = sum(dx) / dim as f32;
-                    let along = dot(dx, &normalized) / dim as f32;
-                    for i in 0..dim {
-                        dx[i] = (dx[i] - mean - normalized[i] * along) * inverse;
-                    }
-                }
-            });
+                },
+            );
             share
         });
         let mut total = vec![0.0f32; 2 * dim];
         for share in &shares {
-            widest(|| add_multiple(&mut total, 1.0, share));
+            widest(
+                #[inline(always)]
+                || add_multiple(&mut total, 1.0, share),
+            );
         }
         let d_bias = total.split_off(dim);
         Ok((
