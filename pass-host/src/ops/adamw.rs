@@ -100,19 +100,16 @@ impl Kernel {
     }
 
     fn part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], teacher: Option<&mut [f32]>) {
-        widest(
-            #[inline(always)]
-            || {
-                for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
-                    self.update(p, g, m, v);
+        widest!({
+            for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
+                self.update(p, g, m, v);
+            }
+            if let Some(teacher) = teacher {
+                for (t, &p) in teacher.iter_mut().zip(p.iter()) {
+                    *t = *t * self.momentum + self.student_share * p;
                 }
-                if let Some(teacher) = teacher {
-                    for (t, &p) in teacher.iter_mut().zip(p.iter()) {
-                        *t = *t * self.momentum + self.student_share * p;
-                    }
-                }
-            },
-        );
+            }
+        });
     }
 }
 
@@ -160,14 +157,11 @@ pub(super) fn fused_ema(teacher: &Tensor, student: &Tensor, momentum: f64) -> Re
     let (momentum, share) = (momentum as f32, (1.0 - momentum) as f32);
     in_place(teacher, |teacher| {
         teacher.par_chunks_mut(PART).zip(student.par_chunks(PART)).for_each(|(teacher, student)| {
-            widest(
-                #[inline(always)]
-                || {
-                    for (t, &s) in teacher.iter_mut().zip(student) {
-                        *t = *t * momentum + share * s;
-                    }
-                },
-            );
+            widest!({
+                for (t, &s) in teacher.iter_mut().zip(student) {
+                    *t = *t * momentum + share * s;
+                }
+            });
         });
         Ok(())
     })
@@ -217,23 +211,20 @@ pub(super) fn norm(gradient: &Tensor) -> Result<f64> {
     let squares: Vec<f64> = stored(&storage, layout)?
         .par_chunks(PART)
         .map(|part| {
-            widest(
-                #[inline(always)]
-                || {
-                    let (chunks, rest) = part.as_chunks::<LANES>();
-                    let mut lanes = [0.0f64; LANES];
-                    for chunk in chunks {
-                        for i in 0..LANES {
-                            let value = f64::from(chunk[i]);
-                            lanes[i] = value.mul_add(value, lanes[i]);
-                        }
+            widest!({
+                let (chunks, rest) = part.as_chunks::<LANES>();
+                let mut lanes = [0.0f64; LANES];
+                for chunk in chunks {
+                    for i in 0..LANES {
+                        let value = f64::from(chunk[i]);
+                        lanes[i] = value.mul_add(value, lanes[i]);
                     }
-                    for (lane, &value) in lanes.iter_mut().zip(rest) {
-                        *lane += f64::from(value) * f64::from(value);
-                    }
-                    lanes.iter().sum::<f64>()
-                },
-            )
+                }
+                for (lane, &value) in lanes.iter_mut().zip(rest) {
+                    *lane += f64::from(value) * f64::from(value);
+                }
+                lanes.iter().sum::<f64>()
+            })
         })
         .collect();
     Ok(squares.iter().sum::<f64>().sqrt())

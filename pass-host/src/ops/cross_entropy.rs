@@ -262,10 +262,7 @@ pub(super) fn fused(
             let student = &students[row * prototypes..][..prototypes];
             let teachers =
                 entries.iter().map(|&(t, weight)| (&teachers[t * prototypes..][..prototypes], weight));
-            widest(
-                #[inline(always)]
-                || kernel.row(student, teachers, gradient, &mut scratch),
-            )
+            widest!(kernel.row(student, teachers, gradient, &mut scratch))
         };
         if student.track_op() {
             let (gradient, sums) = build(rows * prototypes, prototypes, |r, gradient| row(r, Some(gradient)));
@@ -308,14 +305,11 @@ impl CustomOp1 for CrossEntropy {
         let (values, part) = (stored(&storage, layout)?, known.dim(1)?);
         let (scaled, _) = build(values.len(), part, |row, scaled| {
             let values = &values[row * part..][..scaled.len()];
-            widest(
-                #[inline(always)]
-                || {
-                    for (scaled, &value) in scaled.iter_mut().zip(values) {
-                        *scaled = factor * value;
-                    }
-                },
-            );
+            widest!({
+                for (scaled, &value) in scaled.iter_mut().zip(values) {
+                    *scaled = factor * value;
+                }
+            });
         });
         Ok(Some(tensor(scaled, known.shape())?))
     }

@@ -52,21 +52,18 @@ impl CustomOp1 for GatherMean {
         let (_, patches, dim) = layout.shape().dims3()?;
         let x = values(x, layout)?;
         let (out, _) = build(x.len(), PATCHES * dim, |part, out| {
-            widest(
-                #[inline(always)]
-                || {
-                    for (i, out) in out.chunks_exact_mut(dim).enumerate() {
-                        let row = part * PATCHES + i;
-                        let (image, patch) = (row / patches, row % patches);
-                        let positives = self.positives.of(image, patch);
-                        let share = 1.0 / positives.len() as f32;
-                        for &positive in positives {
-                            let row = image * patches + positive as usize;
-                            add_multiple(out, share, &x[row * dim..][..dim]);
-                        }
+            widest!({
+                for (i, out) in out.chunks_exact_mut(dim).enumerate() {
+                    let row = part * PATCHES + i;
+                    let (image, patch) = (row / patches, row % patches);
+                    let positives = self.positives.of(image, patch);
+                    let share = 1.0 / positives.len() as f32;
+                    for &positive in positives {
+                        let row = image * patches + positive as usize;
+                        add_multiple(out, share, &x[row * dim..][..dim]);
                     }
-                },
-            );
+                }
+            });
         });
         output(out, layout.shape())
     }
@@ -82,18 +79,15 @@ impl CustomOp1 for GatherMean {
             .zip(d_out.par_chunks_exact(patches * dim))
             .enumerate()
             .for_each(|(image, (dx, d_out))| {
-                widest(
-                    #[inline(always)]
-                    || {
-                        for (patch, d_out) in d_out.chunks_exact(dim).enumerate() {
-                            let positives = self.positives.of(image, patch);
-                            let share = 1.0 / positives.len() as f32;
-                            for &positive in positives {
-                                add_multiple(&mut dx[positive as usize * dim..][..dim], share, d_out);
-                            }
+                widest!({
+                    for (patch, d_out) in d_out.chunks_exact(dim).enumerate() {
+                        let positives = self.positives.of(image, patch);
+                        let share = 1.0 / positives.len() as f32;
+                        for &positive in positives {
+                            add_multiple(&mut dx[positive as usize * dim..][..dim], share, d_out);
                         }
-                    },
-                );
+                    }
+                });
             });
         Ok(Some(tensor(dx, x.shape())?))
     }

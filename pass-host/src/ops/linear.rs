@@ -106,14 +106,11 @@ impl Linear {
         if self.activation == Activation::Gelu {
             let (activated, _) = build(y.len(), PART, |part, activated| {
                 let u = &y[part * PART..][..activated.len()];
-                widest(
-                    #[inline(always)]
-                    || {
-                        for (activated, &u) in activated.iter_mut().zip(u) {
-                            *activated = u * normal(u).0;
-                        }
-                    },
-                );
+                widest!({
+                    for (activated, &u) in activated.iter_mut().zip(u) {
+                        *activated = u * normal(u).0;
+                    }
+                });
             });
             let u = std::mem::replace(&mut y, activated);
             if self.tracked {
@@ -153,15 +150,12 @@ impl Linear {
                 (du, _) = build(dy.len(), PART, |part, du| {
                     let place = part * PART..part * PART + du.len();
                     let (u, dy) = (&u[place.clone()], &dy[place]);
-                    widest(
-                        #[inline(always)]
-                        || {
-                            for ((du, &u), &dy) in du.iter_mut().zip(u).zip(dy) {
-                                let (phi, density) = normal(u);
-                                *du = dy * (u * INVERSE_SQRT_TAU).mul_add(density, phi);
-                            }
-                        },
-                    );
+                    widest!({
+                        for ((du, &u), &dy) in du.iter_mut().zip(u).zip(dy) {
+                            let (phi, density) = normal(u);
+                            *du = dy * (u * INVERSE_SQRT_TAU).mul_add(density, phi);
+                        }
+                    });
                 });
                 &du[..]
             }
@@ -204,21 +198,15 @@ fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
     let parts = rows.div_ceil(SUMMED_ROWS);
     let (shares, _) = build(parts * columns, columns, |part, share| {
         let rows = values.chunks_exact(columns).skip(part * SUMMED_ROWS).take(SUMMED_ROWS);
-        widest(
-            #[inline(always)]
-            || {
-                for row in rows {
-                    add_multiple(share, 1.0, row);
-                }
-            },
-        );
+        widest!({
+            for row in rows {
+                add_multiple(share, 1.0, row);
+            }
+        });
     });
     let mut total = vec![0.0; columns];
     for share in shares.chunks_exact(columns) {
-        widest(
-            #[inline(always)]
-            || add_multiple(&mut total, 1.0, share),
-        );
+        widest!(add_multiple(&mut total, 1.0, share));
     }
     total
 }

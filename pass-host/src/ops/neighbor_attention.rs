@@ -226,10 +226,7 @@ fn shared_or_rows(rows: Vec<f32>, shared: bool, width: usize) -> Vec<f32> {
     }
     let mut total = vec![0.0; width];
     for share in rows.chunks_exact(width) {
-        widest(
-            #[inline(always)]
-            || add_multiple(&mut total, 1.0, share),
-        );
+        widest!(add_multiple(&mut total, 1.0, share));
     }
     total
 }
@@ -261,15 +258,12 @@ impl CustomOp3 for NeighborAttention {
         let (batch, n) = (self.positives.batch(), self.positives.patches());
         let (out, _) = build(batch * n * dim, PATCHES * dim, |part, out| {
             let mut p = vec![0.0f32; self.heads * (1 + self.positives.k())];
-            widest(
-                #[inline(always)]
-                || {
-                    for (i, out) in out.chunks_exact_mut(dim).enumerate() {
-                        let row = part * PATCHES + i;
-                        inputs.attend(row / n, row % n, &mut p, out);
-                    }
-                },
-            );
+            widest!({
+                for (i, out) in out.chunks_exact_mut(dim).enumerate() {
+                    let row = part * PATCHES + i;
+                    inputs.attend(row / n, row % n, &mut p, out);
+                }
+            });
         });
         output(out, (batch, n, dim))
     }
@@ -308,10 +302,7 @@ impl CustomOp3 for NeighborAttention {
             .zip(d_out.par_chunks_exact(n * dim))
             .enumerate()
             .for_each(|(image, (((dq, d_own), d_patches), d_out))| {
-                widest(
-                    #[inline(always)]
-                    || inputs.backward(image, d_out, dq, d_own, d_patches),
-                );
+                widest!(inputs.backward(image, d_out, dq, d_own, d_patches));
             });
         let dq = shared_or_rows(dq, inputs.q.shared(), dim);
         let d_own = shared_or_rows(d_own, inputs.own.shared(), 2 * dim);

@@ -34,19 +34,16 @@ impl CustomOp1 for L2Normalize {
         let (x, dim) = (values(x, layout)?, layout.shape().dim(D::Minus1)?);
         let (out, _) = build(x.len(), ROWS * dim, |part, out| {
             let x = &x[part * ROWS * dim..][..out.len()];
-            widest(
-                #[inline(always)]
-                || {
-                    for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-                        let norm = dot(x, x).sqrt();
-                        // a comparison rather than `max`: it keeps NaN
-                        let inverse = 1.0 / if norm < self.eps { self.eps } else { norm };
-                        for (out, &x) in out.iter_mut().zip(x) {
-                            *out = x * inverse;
-                        }
+            widest!({
+                for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                    let norm = dot(x, x).sqrt();
+                    // a comparison rather than `max`: it keeps NaN
+                    let inverse = 1.0 / if norm < self.eps { self.eps } else { norm };
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        *out = x * inverse;
                     }
-                },
-            );
+                }
+            });
         });
         output(out, layout.shape())
     }
@@ -60,24 +57,21 @@ impl CustomOp1 for L2Normalize {
         let (dx, _) = build(values.len(), ROWS * dim, |part, dx| {
             let place = part * ROWS * dim..part * ROWS * dim + dx.len();
             let (x, d_out) = (&values[place.clone()], &d_out[place]);
-            widest(
-                #[inline(always)]
-                || {
-                    for ((dx, x), d) in
-                        dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
-                    {
-                        let norm = dot(x, x).sqrt();
-                        let (inverse, along) = if norm < self.eps {
-                            (1.0 / self.eps, 0.0)
-                        } else {
-                            (1.0 / norm, dot(x, d) / (norm * norm))
-                        };
-                        for i in 0..dim {
-                            dx[i] = (d[i] - x[i] * along) * inverse;
-                        }
+            widest!({
+                for ((dx, x), d) in
+                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
+                {
+                    let norm = dot(x, x).sqrt();
+                    let (inverse, along) = if norm < self.eps {
+                        (1.0 / self.eps, 0.0)
+                    } else {
+                        (1.0 / norm, dot(x, d) / (norm * norm))
+                    };
+                    for i in 0..dim {
+                        dx[i] = (d[i] - x[i] * along) * inverse;
                     }
-                },
-            );
+                }
+            });
         });
         Ok(Some(tensor(dx, x.shape())?))
     }
@@ -117,17 +111,14 @@ impl CustomOp2 for WeightNorm {
         let (out, _) = build(v.len(), ROWS * dim, |part, out| {
             let v = &v[part * ROWS * dim..][..out.len()];
             let g = &g[part * ROWS..];
-            widest(
-                #[inline(always)]
-                || {
-                    for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
-                        let factor = g / dot(v, v).sqrt();
-                        for (out, &v) in out.iter_mut().zip(v) {
-                            *out = v * factor;
-                        }
+            widest!({
+                for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
+                    let factor = g / dot(v, v).sqrt();
+                    for (out, &v) in out.iter_mut().zip(v) {
+                        *out = v * factor;
                     }
-                },
-            );
+                }
+            });
         });
         output(out, v_layout.shape())
     }
@@ -150,22 +141,19 @@ impl CustomOp2 for WeightNorm {
             let (v, d_out) = (&v_values[place.clone()], &d_out[place]);
             let g = &g_values[part * ROWS..];
             let mut dg = Vec::with_capacity(ROWS);
-            widest(
-                #[inline(always)]
-                || {
-                    for (((dv, v), d), g) in
-                        dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
-                    {
-                        let inverse = 1.0 / dot(v, v).sqrt();
-                        let along = dot(v, d) * inverse;
-                        dg.push(along);
-                        let (factor, along) = (g * inverse, along * inverse);
-                        for i in 0..dim {
-                            dv[i] = (d[i] - v[i] * along) * factor;
-                        }
+            widest!({
+                for (((dv, v), d), g) in
+                    dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
+                {
+                    let inverse = 1.0 / dot(v, v).sqrt();
+                    let along = dot(v, d) * inverse;
+                    dg.push(along);
+                    let (factor, along) = (g * inverse, along * inverse);
+                    for i in 0..dim {
+                        dv[i] = (d[i] - v[i] * along) * factor;
                     }
-                },
-            );
+                }
+            });
             dg
         });
         Ok((
