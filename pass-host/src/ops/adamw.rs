@@ -99,12 +99,12 @@ impl Kernel {
         *parameter = p - self.step_size * (*first / denominator);
     }
 
-    fn part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], teacher: Option<&mut [f32]>) {
+    fn part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], mut teacher: Option<&mut [f32]>) {
         widest!({
             for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
                 self.update(p, g, m, v);
             }
-            if let Some(teacher) = teacher {
+            if let Some(teacher) = &mut teacher {
                 for (t, &p) in teacher.iter_mut().zip(p.iter()) {
                     *t = *t * self.momentum + self.student_share * p;
                 }

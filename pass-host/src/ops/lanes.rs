@@ -9,17 +9,31 @@ const LANES: usize = 32;
 
 /// Evaluates an expression compiled for the widest vector instructions of this processor.
 ///
-/// The closure inside must be `#[inline(always)]`: otherwise it may stay a function of its own for the baseline
-/// processor, where each `mul_add` is a call. The functions that the expression uses should be inlined as well.
+/// Everything between the entry point for a set of instructions and the arithmetic must be inlined; what is not stays a
+/// function for the baseline processor, where each `mul_add` is a call. Hence `#[inline(always)]` on the closure here,
+/// [`Kernel`] below, and the same on the functions that the expression uses.
 macro_rules! widest {
     ($kernel:expr) => {
-        pulp::Arch::new().dispatch(
+        pulp::Arch::new().dispatch(crate::ops::lanes::Kernel(
             #[inline(always)]
             || $kernel,
-        )
+        ))
     };
 }
 pub(super) use widest;
+
+/// Passes a closure through `pulp` as `FnMut`: calling it as `FnOnce`, as `pulp` does with plain closures, goes through
+/// a shim that does not inherit `#[inline(always)]`.
+pub(super) struct Kernel<F>(pub(super) F);
+
+impl<R, F: FnMut() -> R> pulp::WithSimd for Kernel<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _simd: S) -> R {
+        (self.0)()
+    }
+}
 
 /// Below this, `exp` would not be a normal number.
 const EXP_LOW: f32 = -86.6;

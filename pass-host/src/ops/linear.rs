@@ -197,9 +197,10 @@ fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns;
     let parts = rows.div_ceil(SUMMED_ROWS);
     let (shares, _) = build(parts * columns, columns, |part, share| {
-        let rows = values.chunks_exact(columns).skip(part * SUMMED_ROWS).take(SUMMED_ROWS);
+        let first = part * SUMMED_ROWS * columns;
+        let rows = &values[first..(first + SUMMED_ROWS * columns).min(values.len())];
         widest!({
-            for row in rows {
+            for row in rows.chunks_exact(columns) {
                 add_multiple(share, 1.0, row);
             }
         });
