@@ -99,18 +99,15 @@ impl Kernel {
         *parameter = p - self.step_size * (*first / denominator);
     }
 
-    #[inline(always)]
-    fn average(&self, teacher: &mut f32, student: f32) {
-        *teacher = *teacher * self.momentum + self.student_share * student;
-    }
-
-    fn part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], teacher: Option<&mut [f32]>) {
-        widest(|| {
+    fn part(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], mut teacher: Option<&mut [f32]>) {
+        widest!({
             for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m.iter_mut()).zip(v.iter_mut()) {
                 self.update(p, g, m, v);
             }
-            if let Some(teacher) = teacher {
-                teacher.iter_mut().zip(p.iter()).for_each(|(t, &p)| self.average(t, p));
+            if let Some(teacher) = &mut teacher {
+                for (t, &p) in teacher.iter_mut().zip(p.iter()) {
+                    *t = *t * self.momentum + self.student_share * p;
+                }
             }
         });
     }
@@ -160,7 +157,11 @@ pub(super) fn fused_ema(teacher: &Tensor, student: &Tensor, momentum: f64) -> Re
     let (momentum, share) = (momentum as f32, (1.0 - momentum) as f32);
     in_place(teacher, |teacher| {
         teacher.par_chunks_mut(PART).zip(student.par_chunks(PART)).for_each(|(teacher, student)| {
-            widest(|| teacher.iter_mut().zip(student).for_each(|(t, &s)| *t = *t * momentum + share * s));
+            widest!({
+                for (t, &s) in teacher.iter_mut().zip(student) {
+                    *t = *t * momentum + share * s;
+                }
+            });
         });
         Ok(())
     })
@@ -210,7 +211,7 @@ pub(super) fn norm(gradient: &Tensor) -> Result<f64> {
     let squares: Vec<f64> = stored(&storage, layout)?
         .par_chunks(PART)
         .map(|part| {
-            widest(|| {
+            widest!({
                 let (chunks, rest) = part.as_chunks::<LANES>();
                 let mut lanes = [0.0f64; LANES];
                 for chunk in chunks {

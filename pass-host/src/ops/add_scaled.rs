@@ -73,13 +73,20 @@ impl CustomOp2 for AddScaled {
         let (x, branch) = (values(x, x_layout)?, values(branch, branch_layout)?);
         let (out, _) = build(x.len(), PART, |part, out| {
             let start = part * PART;
-            widest(|| {
-                self.stretches(start, start + out.len(), x.len(), |range, factor| {
-                    let out = &mut out[range.start - start..range.end - start];
-                    for ((out, &x), &branch) in out.iter_mut().zip(&x[range.clone()]).zip(&branch[range]) {
-                        *out = factor.mul_add(branch, x);
-                    }
-                });
+            widest!({
+                self.stretches(
+                    start,
+                    start + out.len(),
+                    x.len(),
+                    #[inline(always)]
+                    |range, factor| {
+                        let out = &mut out[range.start - start..range.end - start];
+                        for ((out, &x), &branch) in out.iter_mut().zip(&x[range.clone()]).zip(&branch[range])
+                        {
+                            *out = factor.mul_add(branch, x);
+                        }
+                    },
+                );
             });
         });
         output(out, x_layout.shape())
@@ -102,11 +109,19 @@ impl CustomOp2 for AddScaled {
             let d_out = stored(&storage, layout)?;
             let (scaled, _) = build(d_out.len(), PART, |part, scaled| {
                 let start = part * PART;
-                widest(|| {
-                    self.stretches(start, start + scaled.len(), d_out.len(), |range, factor| {
-                        let scaled = &mut scaled[range.start - start..range.end - start];
-                        scaled.iter_mut().zip(&d_out[range]).for_each(|(s, &d)| *s = factor * d);
-                    });
+                widest!({
+                    self.stretches(
+                        start,
+                        start + scaled.len(),
+                        d_out.len(),
+                        #[inline(always)]
+                        |range, factor| {
+                            let scaled = &mut scaled[range.start - start..range.end - start];
+                            for (scaled, &d) in scaled.iter_mut().zip(&d_out[range]) {
+                                *scaled = factor * d;
+                            }
+                        },
+                    );
                 });
             });
             Some(tensor(scaled, branch.shape())?)

@@ -253,7 +253,7 @@ pub(super) fn fused(
             student_scale: (1.0 / student_temp) as f32,
             teacher_scale: (1.0 / teacher_temp) as f32,
         };
-        let row = |row: usize, gradient: Option<&mut [f32]>| {
+        let row = |row: usize, mut gradient: Option<&mut [f32]>| {
             let entries = grouped.of(row);
             if entries.is_empty() {
                 return Sums::default();
@@ -262,7 +262,7 @@ pub(super) fn fused(
             let student = &students[row * prototypes..][..prototypes];
             let teachers =
                 entries.iter().map(|&(t, weight)| (&teachers[t * prototypes..][..prototypes], weight));
-            widest(|| kernel.row(student, teachers, gradient, &mut scratch))
+            widest!(kernel.row(student, teachers.clone(), gradient.as_deref_mut(), &mut scratch))
         };
         if student.track_op() {
             let (gradient, sums) = build(rows * prototypes, prototypes, |r, gradient| row(r, Some(gradient)));
@@ -305,7 +305,11 @@ impl CustomOp1 for CrossEntropy {
         let (values, part) = (stored(&storage, layout)?, known.dim(1)?);
         let (scaled, _) = build(values.len(), part, |row, scaled| {
             let values = &values[row * part..][..scaled.len()];
-            widest(|| scaled.iter_mut().zip(values).for_each(|(s, &v)| *s = factor * v));
+            widest!({
+                for (scaled, &value) in scaled.iter_mut().zip(values) {
+                    *scaled = factor * value;
+                }
+            });
         });
         Ok(Some(tensor(scaled, known.shape())?))
     }

@@ -52,7 +52,7 @@ impl CustomOp1 for GatherMean {
         let (_, patches, dim) = layout.shape().dims3()?;
         let x = values(x, layout)?;
         let (out, _) = build(x.len(), PATCHES * dim, |part, out| {
-            widest(|| {
+            widest!({
                 for (i, out) in out.chunks_exact_mut(dim).enumerate() {
                     let row = part * PATCHES + i;
                     let (image, patch) = (row / patches, row % patches);
@@ -79,7 +79,7 @@ impl CustomOp1 for GatherMean {
             .zip(d_out.par_chunks_exact(patches * dim))
             .enumerate()
             .for_each(|(image, (dx, d_out))| {
-                widest(|| {
+                widest!({
                     for (patch, d_out) in d_out.chunks_exact(dim).enumerate() {
                         let positives = self.positives.of(image, patch);
                         let share = 1.0 / positives.len() as f32;

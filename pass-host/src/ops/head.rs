@@ -33,7 +33,11 @@ impl Inputs<'_> {
         let mut scores = view(scratch, to - from, tokens);
         let q = self.q.slice(s![from..to, ..]);
         multiply(scores.view_mut(), Before::Ignored, self.scale(), q, self.k.t(), Threads::One);
-        widest(|| scratch[..(to - from) * tokens].chunks_exact_mut(tokens).for_each(softmax));
+        widest!({
+            for row in scratch[..(to - from) * tokens].chunks_exact_mut(tokens) {
+                softmax(row);
+            }
+        });
     }
 }
 
@@ -81,7 +85,7 @@ pub(super) fn attend_backward(inputs: Inputs<'_>, d_out: ArrayView2<'_, f32>, mu
         multiply(view(&mut d_scratch, rows, tokens), Before::Ignored, 1.0, d_out, inputs.v.t(), Threads::One);
         // through the softmax: ds = p · (dp − Σ p dp)
         let (p, d) = (&p_scratch[..rows * tokens], &mut d_scratch[..rows * tokens]);
-        widest(|| {
+        widest!({
             for (p, d) in p.chunks_exact(tokens).zip(d.chunks_exact_mut(tokens)) {
                 let mean = dot(p, d);
                 for i in 0..tokens {

@@ -1,16 +1,38 @@
 //! Elementary functions and reductions over `f32` slices, written so that the compiler vectorizes them.
 //!
-//! The functions are inlined into the closure given to [`widest`], which compiles it for the widest vector
-//! instructions and picks the one that the processor has. Reductions keep [`LANES`] partial sums whatever the
+//! The functions are inlined into the expression given to [`widest!`], which compiles it for each set of vector
+//! instructions and picks the widest that the processor has. Reductions keep [`LANES`] partial sums whatever the
 //! processor, so only fused multiply-adds could make two kinds of processor differ.
 
 /// Partial sums of a reduction.
 const LANES: usize = 32;
 
-/// Runs `kernel` compiled for the widest vector instructions of this processor.
-#[inline(always)]
-pub(super) fn widest<R>(kernel: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(kernel)
+/// Evaluates an expression compiled for the widest vector instructions of this processor.
+///
+/// Everything between the entry point for a set of instructions and the arithmetic must be inlined; what is not stays a
+/// function for the baseline processor, where each `mul_add` is a call. Hence `#[inline(always)]` on the closure here,
+/// [`Kernel`] below, and the same on the functions that the expression uses.
+macro_rules! widest {
+    ($kernel:expr) => {
+        pulp::Arch::new().dispatch(crate::ops::lanes::Kernel(
+            #[inline(always)]
+            || $kernel,
+        ))
+    };
+}
+pub(super) use widest;
+
+/// Passes a closure through `pulp` as `FnMut`: calling it as `FnOnce`, as `pulp` does with plain closures, goes through
+/// a shim that does not inherit `#[inline(always)]`.
+pub(super) struct Kernel<F>(pub(super) F);
+
+impl<R, F: FnMut() -> R> pulp::WithSimd for Kernel<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(mut self, _simd: S) -> R {
+        (self.0)()
+    }
 }
 
 /// Below this, `exp` would not be a normal number.
@@ -67,18 +89,33 @@ pub(super) fn normal(x: f32) -> (f32, f32) {
     (if x > 0.0 { 1.0 - tail } else { tail }, density)
 }
 
-/// Reduces `values` pairwise-free in [`LANES`] accumulators: `accumulate` per element, then lanes added in order.
+/// Folds a vector in half: `N` must be twice `H`. Fixed sizes let the compiler keep it all in registers.
+#[inline(always)]
+fn halve<const N: usize, const H: usize>(wide: [f32; N], fold: impl Fn(f32, f32) -> f32) -> [f32; H] {
+    std::array::from_fn(
+        #[inline(always)]
+        |i| fold(wide[i], wide[i + H]),
+    )
+}
+
+/// Folds all lanes, always in the same order.
+#[inline(always)]
+fn fold_lanes(lanes: [f32; LANES], fold: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    let lanes: [f32; 16] = halve(lanes, fold);
+    let lanes: [f32; 8] = halve(lanes, fold);
+    let lanes: [f32; 4] = halve(lanes, fold);
+    let lanes: [f32; 2] = halve(lanes, fold);
+    fold(lanes[0], lanes[1])
+}
+
+/// The sum of all lanes.
 #[inline(always)]
 fn add_lanes(lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    let mut lanes = lanes;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-        width /= 2;
-    }
-    lanes[0]
+    fold_lanes(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// Sum of the values.
@@ -113,10 +150,14 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     add_lanes(lanes)
 }
 
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
+}
+
 /// Largest value, `-∞` of none; NaN are passed over (their `exp` brings them back).
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let (chunks, rest) = values.as_chunks::<LANES>();
     let mut lanes = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
@@ -127,7 +168,7 @@ pub(super) fn max(values: &[f32]) -> f32 {
     for (lane, &value) in lanes.iter_mut().zip(rest) {
         *lane = larger(*lane, value);
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, larger)
+    fold_lanes(lanes, larger)
 }
 
 /// `to[i] += factor · from[i]`.
@@ -162,7 +203,7 @@ mod tests {
         for i in 0..=200_000 {
             let x = -86.0 + 174.0 * (i as f32) / 200_000.0;
             let exact = f64::from(x).exp();
-            worst = worst.max((f64::from(widest(|| exp(x))) - exact).abs() / exact);
+            worst = worst.max((f64::from(widest!(exp(x))) - exact).abs() / exact);
         }
         assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
         assert_eq!(exp(0.0), 1.0);
@@ -200,16 +241,12 @@ mod tests {
         for len in [0, 1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 196, 1000] {
             let (a, b) = (numbers(1, len), numbers(2, len));
             let exact: f64 = a.iter().map(|&v| f64::from(v)).sum();
-            assert!((f64::from(widest(|| sum(&a))) - exact).abs() < 1e-4, "sum of {len}");
+            assert!((f64::from(widest!(sum(&a))) - exact).abs() < 1e-4, "sum of {len}");
             let exact: f64 = a.iter().zip(&b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum();
-            assert!((f64::from(widest(|| dot(&a, &b))) - exact).abs() < 1e-4, "dot of {len}");
-            assert_eq!(
-                widest(|| max(&a)),
-                a.iter().copied().fold(f32::NEG_INFINITY, f32::max),
-                "max of {len}"
-            );
+            assert!((f64::from(widest!(dot(&a, &b))) - exact).abs() < 1e-4, "dot of {len}");
+            assert_eq!(widest!(max(&a)), a.iter().copied().fold(f32::NEG_INFINITY, f32::max), "max of {len}");
             let mut p = a.clone();
-            widest(|| softmax(&mut p));
+            widest!(softmax(&mut p));
             if len > 0 {
                 assert!((p.iter().sum::<f32>() - 1.0).abs() < 1e-5, "softmax of {len}");
             }

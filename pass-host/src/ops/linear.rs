@@ -106,7 +106,11 @@ impl Linear {
         if self.activation == Activation::Gelu {
             let (activated, _) = build(y.len(), PART, |part, activated| {
                 let u = &y[part * PART..][..activated.len()];
-                widest(|| activated.iter_mut().zip(u).for_each(|(a, &u)| *a = u * normal(u).0));
+                widest!({
+                    for (activated, &u) in activated.iter_mut().zip(u) {
+                        *activated = u * normal(u).0;
+                    }
+                });
             });
             let u = std::mem::replace(&mut y, activated);
             if self.tracked {
@@ -146,7 +150,7 @@ impl Linear {
                 (du, _) = build(dy.len(), PART, |part, du| {
                     let place = part * PART..part * PART + du.len();
                     let (u, dy) = (&u[place.clone()], &dy[place]);
-                    widest(|| {
+                    widest!({
                         for ((du, &u), &dy) in du.iter_mut().zip(u).zip(dy) {
                             let (phi, density) = normal(u);
                             *du = dy * (u * INVERSE_SQRT_TAU).mul_add(density, phi);
@@ -193,12 +197,17 @@ fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
     let rows = values.len() / columns;
     let parts = rows.div_ceil(SUMMED_ROWS);
     let (shares, _) = build(parts * columns, columns, |part, share| {
-        let rows = values.chunks_exact(columns).skip(part * SUMMED_ROWS).take(SUMMED_ROWS);
-        widest(|| rows.for_each(|row| add_multiple(share, 1.0, row)));
+        let first = part * SUMMED_ROWS * columns;
+        let rows = &values[first..(first + SUMMED_ROWS * columns).min(values.len())];
+        widest!({
+            for row in rows.chunks_exact(columns) {
+                add_multiple(share, 1.0, row);
+            }
+        });
     });
     let mut total = vec![0.0; columns];
     for share in shares.chunks_exact(columns) {
-        widest(|| add_multiple(&mut total, 1.0, share));
+        widest!(add_multiple(&mut total, 1.0, share));
     }
     total
 }

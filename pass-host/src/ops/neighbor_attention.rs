@@ -98,10 +98,12 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     /// True where every patch reads the same row.
+    #[inline(always)]
     fn shared(&self) -> bool {
         self.values.len() == self.width
     }
 
+    #[inline(always)]
     fn row(&self, row: usize) -> &'a [f32] {
         let row = if self.shared() { 0 } else { row };
         &self.values[row * self.width..][..self.width]
@@ -118,6 +120,7 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
+    #[inline(always)]
     fn dim(&self) -> usize {
         self.q.width
     }
@@ -144,7 +147,9 @@ impl Inputs<'_> {
                 p[head * tokens + j] = scale * dot(q, k);
             }
         }
-        p[..self.heads * tokens].chunks_exact_mut(tokens).for_each(softmax);
+        for p in p[..self.heads * tokens].chunks_exact_mut(tokens) {
+            softmax(p);
+        }
         tokens
     }
 
@@ -162,6 +167,7 @@ impl Inputs<'_> {
     }
 
     /// Adds the gradients of one image. `dq` and `d_own` hold one row per patch, or one for all.
+    #[inline(always)]
     fn backward(
         &self,
         image: usize,
@@ -220,7 +226,7 @@ fn shared_or_rows(rows: Vec<f32>, shared: bool, width: usize) -> Vec<f32> {
     }
     let mut total = vec![0.0; width];
     for share in rows.chunks_exact(width) {
-        widest(|| add_multiple(&mut total, 1.0, share));
+        widest!(add_multiple(&mut total, 1.0, share));
     }
     total
 }
@@ -252,7 +258,7 @@ impl CustomOp3 for NeighborAttention {
         let (batch, n) = (self.positives.batch(), self.positives.patches());
         let (out, _) = build(batch * n * dim, PATCHES * dim, |part, out| {
             let mut p = vec![0.0f32; self.heads * (1 + self.positives.k())];
-            widest(|| {
+            widest!({
                 for (i, out) in out.chunks_exact_mut(dim).enumerate() {
                     let row = part * PATCHES + i;
                     inputs.attend(row / n, row % n, &mut p, out);
@@ -296,7 +302,7 @@ impl CustomOp3 for NeighborAttention {
             .zip(d_out.par_chunks_exact(n * dim))
             .enumerate()
             .for_each(|(image, (((dq, d_own), d_patches), d_out))| {
-                widest(|| inputs.backward(image, d_out, dq, d_own, d_patches));
+                widest!(inputs.backward(image, d_out, dq, d_own, d_patches));
             });
         let dq = shared_or_rows(dq, inputs.q.shared(), dim);
         let d_own = shared_or_rows(d_own, inputs.own.shared(), 2 * dim);

@@ -34,12 +34,14 @@ impl CustomOp1 for L2Normalize {
         let (x, dim) = (values(x, layout)?, layout.shape().dim(D::Minus1)?);
         let (out, _) = build(x.len(), ROWS * dim, |part, out| {
             let x = &x[part * ROWS * dim..][..out.len()];
-            widest(|| {
+            widest!({
                 for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
                     let norm = dot(x, x).sqrt();
                     // a comparison rather than `max`: it keeps NaN
                     let inverse = 1.0 / if norm < self.eps { self.eps } else { norm };
-                    out.iter_mut().zip(x).for_each(|(out, &x)| *out = x * inverse);
+                    for (out, &x) in out.iter_mut().zip(x) {
+                        *out = x * inverse;
+                    }
                 }
             });
         });
@@ -55,7 +57,7 @@ impl CustomOp1 for L2Normalize {
         let (dx, _) = build(values.len(), ROWS * dim, |part, dx| {
             let place = part * ROWS * dim..part * ROWS * dim + dx.len();
             let (x, d_out) = (&values[place.clone()], &d_out[place]);
-            widest(|| {
+            widest!({
                 for ((dx, x), d) in
                     dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
                 {
@@ -109,10 +111,12 @@ impl CustomOp2 for WeightNorm {
         let (out, _) = build(v.len(), ROWS * dim, |part, out| {
             let v = &v[part * ROWS * dim..][..out.len()];
             let g = &g[part * ROWS..];
-            widest(|| {
+            widest!({
                 for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
                     let factor = g / dot(v, v).sqrt();
-                    out.iter_mut().zip(v).for_each(|(out, &v)| *out = v * factor);
+                    for (out, &v) in out.iter_mut().zip(v) {
+                        *out = v * factor;
+                    }
                 }
             });
         });
@@ -137,7 +141,7 @@ impl CustomOp2 for WeightNorm {
             let (v, d_out) = (&v_values[place.clone()], &d_out[place]);
             let g = &g_values[part * ROWS..];
             let mut dg = Vec::with_capacity(ROWS);
-            widest(|| {
+            widest!({
                 for (((dv, v), d), g) in
                     dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
                 {

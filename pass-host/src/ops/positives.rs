@@ -76,6 +76,7 @@ impl Positives {
     }
 
     /// The valid positives of one patch.
+    #[inline]
     pub fn of(&self, image: usize, patch: usize) -> &[u32] {
         &self.index[(image * self.patches + patch) * self.k..][..self.counts[patch] as usize]
     }
