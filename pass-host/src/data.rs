@@ -1,1 +1,24 @@
-//! (data)
+//! From paths on the command line to batches of augmented crops.
+//!
+//! | module | job |
+//! |---|---|
+//! | [`index`] | folders, files, lists and tars -> one sorted, hashed, cached list of images |
+//! | [`decode`] | bytes of an image file -> upright 8-bit RGB, or a reason why not |
+//! | [`augment`] | one image -> crops, as a pure function of (seed, epoch, image, crop) |
+//! | [`quarantine`] | which images are bad and why |
+//! | [`loader`] | worker threads and batches |
+
+mod archive;
+pub mod augment;
+pub mod decode;
+mod error;
+pub mod index;
+mod index_cache;
+pub mod loader;
+pub mod quarantine;
+mod sources;
+
+pub use decode::{DecodeError, Rgb8Image};
+pub use error::DataError;
+
+
