@@ -20,5 +20,7 @@ mod sources;
 
 pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
+pub use index::ImageIndex;
+pub use loader::{Batch, Loader, LoaderSettings};
 
 

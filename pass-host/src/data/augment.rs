@@ -130,10 +130,9 @@ pub struct Augmenter {
 
 impl Augmenter {
     /// Applies `plan` to `image`, which shows the whole picture at `1/reduction` of the size the plan was drawn for.
-    /// The result is `[3, size, size]`, 8-bit.
-    pub fn apply(&mut self, image: &Rgb8Image, reduction: u32, plan: &CropPlan) -> &Planes {
-        self.resampler.crop_resize(image, plan.region, reduction, plan.size, plan.size, &mut self.planes);
-        let planes = &mut self.planes;
+    /// `planes` becomes `[3, size, size]`, 8-bit.
+    pub fn apply_into(&mut self, image: &Rgb8Image, reduction: u32, plan: &CropPlan, planes: &mut Planes) {
+        self.resampler.crop_resize(image, plan.region, reduction, plan.size, plan.size, planes);
         if plan.flip {
             planes.flip();
         }
@@ -154,7 +153,6 @@ impl Augmenter {
         if plan.solarize {
             solarize(planes, SOLARIZE_THRESHOLD);
         }
-        planes
     }
 
     /// The whole image resized to `width x height` without keeping its proportions, normalized, `[3, height, width]`.
@@ -274,12 +272,12 @@ mod tests {
     fn every_plan_applies_to_every_image_size() {
         let mut config = AugmentConfig { global_size: 32, local_size: 16, ..AugmentConfig::default() };
         config.solarize = 1.0;
-        let mut augmenter = Augmenter::default();
+        let (mut augmenter, mut planes) = (Augmenter::default(), Planes::default());
         for (width, height) in [(1, 1), (1, 600), (600, 1), (2, 3), (33, 47)] {
             let image = picture(width, height);
             for index in 0..20 {
                 for plan in plans(&config, 5, 0, index, width, height) {
-                    let planes = augmenter.apply(&image, 1, &plan);
+                    augmenter.apply_into(&image, 1, &plan, &mut planes);
                     assert_eq!((planes.width(), planes.height()), (plan.size, plan.size));
                 }
             }

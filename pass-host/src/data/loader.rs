@@ -1,1 +1,305 @@
-//! x
+//! Worker threads that turn the image list into batches of crops.
+//!
+//! Batch `n` is a pure function of (image list, configuration, seed, `n`): which images it holds follows from
+//! [`shuffled`], their crops from [`plan`](super::augment::plan), and a bad image is replaced by the next good one of
+//! the list. Workers, their speed and the batch the loader started at change nothing.
+//!
+//! A worker takes one image at a time and writes its crops to their places in the batch; at most `prefetch` batches
+//! are under way or waiting.
+
+mod work;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::augment::GLOBAL_CROPS;
+use super::error::DataError;
+use super::index::ImageIndex;
+use super::quarantine::Quarantine;
+use crate::config::AugmentConfig;
+use crate::random::shuffled;
+use work::Worker;
+
+/// What a loader needs to know.
+#[derive(Clone, Debug)]
+pub struct LoaderSettings {
+    /// The images.
+    pub index: Arc<ImageIndex>,
+    /// The crops.
+    pub augment: AugmentConfig,
+    /// Seed of order and crops.
+    pub seed: u64,
+    /// Images a batch.
+    pub batch: usize,
+    /// Threads; 0 = as many as cores.
+    pub workers: usize,
+    /// Batches kept ready or under way, at least 1.
+    pub prefetch: usize,
+    /// Number of the first batch, counted from the start of the run.
+    pub first_batch: u64,
+    /// Share of bad images above which the run stops.
+    pub max_bad: f64,
+    /// Images with more pixels than this are bad (millions of pixels).
+    pub max_megapixels: f64,
+    /// `quarantine.tsv`, if bad images shall be written down.
+    pub quarantine: Option<PathBuf>,
+}
+
+/// The crops of `B` images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// Number of the batch, counted from the start of the run.
+    pub number: u64,
+    /// Pass over the images it belongs to.
+    pub epoch: u64,
+    /// Number of the batch within its epoch.
+    pub step_in_epoch: u64,
+    /// The images, after replacement of bad ones, `[B]`.
+    pub images: Vec<u64>,
+    /// Normalized global crops, `[2 * B, 3, G, G]`: first crop 0 of all images, then crop 1.
+    pub global: Vec<f32>,
+    /// Normalized local crops, `[L * B, 3, S, S]`, crop by crop as well.
+    pub local: Vec<f32>,
+}
+
+/// Seconds that [`Loader::next`] had to wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DataWait {
+    /// In the last call.
+    pub last: f64,
+    /// In all calls.
+    pub total: f64,
+}
+
+/// Delivers batches in order; its threads end when it is dropped.
+#[derive(Debug)]
+pub struct Loader {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    quarantine: Quarantine,
+    wait: DataWait,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: LoaderSettings,
+    state: Mutex<State>,
+    /// A batch is complete, or a worker has ended.
+    completed: Condvar,
+    /// A batch was taken, or the loader is being dropped.
+    taken: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The next image to work on: batch number and place in it.
+    next: (u64, usize),
+    /// Batches under way or waiting, oldest first.
+    open: VecDeque<Arc<Assembly>>,
+    /// Bad images known so far, in the order of discovery or from the quarantine file: they need not be tried again.
+    known_bad: BTreeMap<u64, String>,
+    stop: bool,
+}
+
+/// A batch under way.
+#[derive(Debug)]
+struct Assembly {
+    number: u64,
+    parts: Mutex<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    batch: Batch,
+    remaining: usize,
+    /// Bad images met, by place in the batch.
+    bad: Vec<(usize, u64, String)>,
+    /// The error of the lowest place.
+    error: Option<(usize, DataError)>,
+}
+
+/// A panic of another thread leaves the data as good as it was: every change is made in one piece.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Loader {
+    /// Starts the workers.
+    ///
+    /// # Errors
+    /// [`DataError`] when the images cannot fill a batch, a setting makes no sense, or the quarantine list cannot be
+    /// opened.
+    pub fn start(mut settings: LoaderSettings) -> Result<Self, DataError> {
+        let setting = |field, expected, found: String| Err(DataError::Setting { field, expected, found });
+        if settings.batch == 0 {
+            return setting("batch", "at least 1", "0".to_owned());
+        }
+        if !(0.0..=1.0).contains(&settings.max_bad) {
+            return setting("data.max_bad", "a share between 0 and 1", settings.max_bad.to_string());
+        }
+        if settings.augment.global_size == 0 || settings.augment.local_size == 0 {
+            return setting("augment.global_size, augment.local_size", "at least 1", "0".to_owned());
+        }
+        if settings.index.len() < settings.batch {
+            return Err(DataError::TooFewImages { images: settings.index.len(), batch: settings.batch });
+        }
+        settings.prefetch = settings.prefetch.max(1);
+        if settings.workers == 0 {
+            settings.workers = std::thread::available_parallelism().map_or(1, usize::from);
+        }
+        let quarantine = Quarantine::open(settings.quarantine.as_deref(), &settings.index)?;
+        let known_bad = quarantine.images().map(|(image, reason)| (image, reason.to_owned())).collect();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                next: (settings.first_batch, 0),
+                open: VecDeque::new(),
+                known_bad,
+                stop: false,
+            }),
+            settings,
+            completed: Condvar::new(),
+            taken: Condvar::new(),
+        });
+        let workers = (0..shared.settings.workers)
+            .map(|_| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || Worker::new(&shared).run())
+            })
+            .collect();
+        Ok(Self { shared, workers, quarantine, wait: DataWait::default() })
+    }
+
+    /// The next batch, in order; waits for it if need be.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyBad`] when the share of bad images is past the limit, [`DataError::Write`] when the
+    /// quarantine list cannot be written, [`DataError::Worker`] on a defect of the program.
+    #[expect(clippy::should_implement_trait, reason = "an iterator of results that never ends would invite misuse")]
+    pub fn next(&mut self) -> Result<Batch, DataError> {
+        let start = Instant::now();
+        let mut parts = self.wait_for_oldest();
+        self.wait.last = start.elapsed().as_secs_f64();
+        self.wait.total += self.wait.last;
+        parts.bad.sort_unstable_by_key(|&(place, image, _)| (place, image));
+        for (_, image, reason) in &parts.bad {
+            self.quarantine.add(*image, &self.shared.settings.index.name(*image as usize), reason)?;
+        }
+        self.check_share_of_bad(parts.batch.number)?;
+        match parts.error {
+            Some((_, error)) => Err(error),
+            None => Ok(parts.batch),
+        }
+    }
+
+    /// How long [`Loader::next`] had to wait for data.
+    pub fn data_wait(&self) -> DataWait {
+        self.wait
+    }
+
+    /// The bad images so far.
+    pub fn quarantine(&self) -> &Quarantine {
+        &self.quarantine
+    }
+
+    /// Batches in an epoch; the images that do not fill the last one are left out, different ones each time.
+    pub fn batches_per_epoch(&self) -> u64 {
+        self.shared.settings.batches_per_epoch()
+    }
+
+    fn wait_for_oldest(&self) -> Parts {
+        let mut state = lock(&self.shared.state);
+        loop {
+            let complete = state.open.front().is_some_and(|batch| lock(&batch.parts).remaining == 0);
+            if complete && let Some(batch) = state.open.pop_front() {
+                drop(state);
+                self.shared.taken.notify_all();
+                let empty = Parts { batch: Batch::empty(), remaining: 0, bad: Vec::new(), error: None };
+                return std::mem::replace(&mut *lock(&batch.parts), empty);
+            }
+            state = self.shared.completed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Stops when more images are bad than the limit allows in the whole list, or so many of those seen so far that
+    /// chance does not explain it (four standard deviations): a hopeless run ends early, a lucky streak goes on.
+    fn check_share_of_bad(&self, batch: u64) -> Result<(), DataError> {
+        let settings = &self.shared.settings;
+        let all = settings.index.len();
+        let seen = (batch + 1).saturating_mul(settings.batch as u64).min(all as u64) as usize;
+        let bad = self.quarantine.len();
+        if !is_past_limit(bad, seen, all, settings.max_bad) {
+            return Ok(());
+        }
+        let mut files = String::new();
+        for (image, reason) in self.quarantine.images().take(LISTED_BAD) {
+            files += &format!("\n  {}: {reason}", settings.index.name(image as usize));
+        }
+        if bad > LISTED_BAD {
+            files += &format!("\n  and {} more", bad - LISTED_BAD);
+        }
+        Err(DataError::TooManyBad { bad, seen: seen.max(bad), max_bad: settings.max_bad, files })
+    }
+}
+
+/// Bad images named in an error.
+const LISTED_BAD: usize = 10;
+
+fn is_past_limit(bad: usize, seen: usize, all: usize, max_bad: f64) -> bool {
+    let expected = max_bad * seen as f64;
+    bad > 0 && (bad as f64 > max_bad * all as f64 || bad as f64 > expected + 4.0 * expected.sqrt() + 1.0)
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        lock(&self.shared.state).stop = true;
+        self.shared.taken.notify_all();
+        for worker in self.workers.drain(..) {
+            // a worker reports its panics itself
+            let _ = worker.join();
+        }
+    }
+}
+
+impl LoaderSettings {
+    fn batches_per_epoch(&self) -> u64 {
+        (self.index.len() / self.batch) as u64
+    }
+
+    /// The image in a place of a batch, before replacement.
+    fn image_at(&self, batch: u64, place: usize) -> u64 {
+        let (epoch, step) = (batch / self.batches_per_epoch(), batch % self.batches_per_epoch());
+        let position = step * self.batch as u64 + place as u64;
+        shuffled(self.seed, epoch, position, self.index.len() as u64)
+    }
+
+    fn new_batch(&self, number: u64) -> Batch {
+        let values = |crops: usize, side: usize| vec![0.0; crops * self.batch * 3 * side * side];
+        Batch {
+            number,
+            epoch: number / self.batches_per_epoch(),
+            step_in_epoch: number % self.batches_per_epoch(),
+            images: vec![0; self.batch],
+            global: values(GLOBAL_CROPS, self.augment.global_size),
+            local: values(self.augment.local_crops, self.augment.local_size),
+        }
+    }
+}
+
+impl Batch {
+    fn empty() -> Self {
+        Self {
+            number: 0,
+            epoch: 0,
+            step_in_epoch: 0,
+            images: Vec::new(),
+            global: Vec::new(),
+            local: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -126,7 +126,7 @@ impl<'a> Layout<'a> {
     }
 
     /// `None` when the decoder does not want it: the verdict is then that of the full size.
-    fn decode_reduced(&self, reduction: u32) -> Option<Rgb8Image> {
+    pub(super) fn decode_reduced(&self, reduction: u32) -> Option<Rgb8Image> {
         let (width, height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
         let mut decoder = jpeg_decoder::Decoder::new(&*self.bytes);
         decoder.set_max_decoding_buffer_size(usize::MAX);
@@ -251,7 +251,7 @@ impl Frame {
 }
 
 /// Means of `reduction x reduction` pixels; fewer at the right and lower edge.
-fn shrink(image: &Rgb8Image, reduction: u32) -> Rgb8Image {
+pub(super) fn shrink(image: &Rgb8Image, reduction: u32) -> Rgb8Image {
     let (width, height) = (image.width.div_ceil(reduction), image.height.div_ceil(reduction));
     let mut data = Vec::with_capacity(3 * width as usize * height as usize);
     for row in 0..height {
