@@ -11,6 +11,7 @@ mod color;
 mod crop;
 mod hue;
 mod planes;
+mod resample;
 
 pub use blur::gaussian_blur;
 pub use color::{adjust_brightness, adjust_contrast, adjust_saturation, grayscale, solarize};

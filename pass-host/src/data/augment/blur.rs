@@ -51,8 +51,9 @@ struct BoxKernel {
 impl BoxKernel {
     fn new(radius: f32) -> Self {
         let reach = radius as usize;
-        let center = (f64::from(1 << 24) / f64::from(radius * 2.0 + 1.0)) as u32;
-        let edge = ((1 << 24) - (reach as u32 * 2 + 1) * center) / 2;
+        // single precision as in Pillow: the last bit of the weight decides where a sum is half-way between two bytes
+        let center = ((1 << 24) as f32 / (radius * 2.0 + 1.0)) as u32;
+        let edge = (1u32 << 24).saturating_sub((reach as u32 * 2 + 1) * center) / 2;
         Self { reach, center, edge }
     }
 

@@ -1,10 +1,7 @@
 //! Which part of an image becomes a crop, and its resampling.
 
-use fast_image_resize::images::{Image, ImageRef, TypedCroppedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
 use super::planes::Planes;
+use super::resample::{Bicubic, Span};
 use crate::data::decode::Rgb8Image;
 use crate::random::Stream;
 
@@ -65,33 +62,16 @@ pub fn random_resized_crop(
     }
 }
 
-/// Antialiased bicubic resampling (a = -0.5) in Pillow's two 8-bit passes; keeps its buffers.
+/// Resizes parts of images by antialiased bicubic resampling (a = -0.5), bit for bit as Pillow does; keeps its buffers.
+#[derive(Debug, Default)]
 pub struct Resampler {
-    resizer: Resizer,
-    options: ResizeOptions,
-    pixels: Vec<u8>,
-}
-
-impl std::fmt::Debug for Resampler {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Resampler").finish_non_exhaustive()
-    }
-}
-
-impl Default for Resampler {
-    fn default() -> Self {
-        let bicubic = ResizeAlg::Convolution(FilterType::CatmullRom);
-        let options = ResizeOptions::new().resize_alg(bicubic).use_alpha(false);
-        Self { resizer: Resizer::new(), options, pixels: Vec::new() }
-    }
+    bicubic: Bicubic,
 }
 
 impl Resampler {
     /// Resizes `region` to `width x height`. `region` counts pixels of the full size, `image` shows the same picture at
-    /// `1/reduction` of it.
-    ///
-    /// At full size no pixel outside the region is looked at, as when an image is cropped first. Deviation: at a
-    /// reduced size the region may begin within a pixel, and the filter sees up to two pixels beyond its edge.
+    /// `1/reduction` of it. No pixel outside the region is looked at, as when an image is cropped first; at a reduced
+    /// size the region may begin within a pixel, which then counts in full.
     ///
     /// # Panics
     /// When the region reaches beyond the image or has no pixel.
@@ -104,38 +84,17 @@ impl Resampler {
         height: usize,
         out: &mut Planes,
     ) {
-        self.pixels.resize(3 * width * height, 0);
-        let (out_width, out_height) = (width as u32, height as u32);
-        let mut target = Image::from_slice_u8(out_width, out_height, &mut self.pixels, PixelType::U8x3)
-            .expect("three bytes a pixel");
-        if reduction == 1 {
-            let source = TypedImageRef::<U8x3>::from_buffer(image.width, image.height, &image.data)
-                .expect("an image holds three bytes a pixel");
-            let CropBox { left, top, width, height } = region;
-            let source = TypedCroppedImage::new(source, left, top, width, height)
-                .expect("a crop lies within its image");
-            let mut target = target.typed_image_mut::<U8x3>().expect("three bytes a pixel");
-            self.resizer.resize_typed(&source, &mut target, &self.options).expect("equal pixel types");
-        } else {
-            let source = ImageRef::new(image.width, image.height, &image.data, PixelType::U8x3)
-                .expect("an image holds three bytes a pixel");
-            let [left, top, right, bottom] = reduced_region(region, reduction, image.width, image.height);
-            let options = self.options.crop(left, top, right - left, bottom - top);
-            self.resizer.resize(&source, &mut target, &options).expect("a crop lies within its image");
-        }
-        out.fill_from_interleaved(width, height, &self.pixels);
+        let columns = reduced_span(region.left, region.width, reduction, image.width);
+        let rows = reduced_span(region.top, region.height, reduction, image.height);
+        self.bicubic.resample(image, columns, rows, width, height, out);
     }
 }
 
-/// `[left, top, right, bottom]` of a region in the pixels of an image reduced to `width x height`.
-fn reduced_region(region: CropBox, reduction: u32, width: u32, height: u32) -> [f64; 4] {
-    let scaled = |x: u32, limit: u32| (f64::from(x) / f64::from(reduction)).min(f64::from(limit));
-    [
-        scaled(region.left, width - 1),
-        scaled(region.top, height - 1),
-        scaled(region.left + region.width, width),
-        scaled(region.top + region.height, height),
-    ]
+/// A span of the full size in the pixels of an image that is reduced to `limit` pixels along this axis.
+fn reduced_span(start: u32, length: u32, reduction: u32, limit: u32) -> Span {
+    assert!(length > 0 && (start + length).div_ceil(reduction) <= limit, "a crop lies within its image");
+    let scaled = |x: u32| f64::from(x) / f64::from(reduction);
+    Span::new(scaled(start), scaled(start + length))
 }
 
 #[cfg(test)]

@@ -1,0 +1,294 @@
+//! Antialiased bicubic resampling with the exact arithmetic of Pillow: a horizontal and a vertical pass, each with
+//! weights in 22-bit fixed point and its result rounded to bytes.
+//!
+//! Both passes multiply one weight with a row of neighboring bytes, which vectorizes. For the horizontal pass the
+//! pixels of a few rows are therefore laid out column by column first.
+
+use pulp::Arch;
+
+use super::planes::Planes;
+use crate::data::decode::Rgb8Image;
+
+/// Fraction bits of a weight (Pillow's `PRECISION_BITS`).
+const FRACTION_BITS: u32 = 22;
+/// Reach of the bicubic kernel in pixels of the smaller of the two scales.
+const SUPPORT: f64 = 2.0;
+/// Rows handled together in the horizontal pass.
+const ROWS: usize = 16;
+/// Bytes of one column of such a group: `[3, ROWS]`.
+const COLUMN: usize = 3 * ROWS;
+
+/// A part of an axis: where it begins and ends, in pixels, and the whole pixels that may be looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Span {
+    start: f64,
+    end: f64,
+    first: usize,
+    limit: usize,
+}
+
+impl Span {
+    /// From `start` to `end`, which may lie within a pixel; no pixel beyond these two is looked at.
+    pub(super) fn new(start: f64, end: f64) -> Self {
+        Self { start, end, first: start.floor() as usize, limit: end.ceil() as usize }
+    }
+}
+
+/// Resamples parts of images; keeps its buffers.
+#[derive(Debug, Default)]
+pub(super) struct Bicubic {
+    horizontal: Weights,
+    vertical: Weights,
+    columns: Vec<u8>,
+    middle: Vec<u8>,
+}
+
+impl Bicubic {
+    /// Resamples the part `columns x rows` of `image` to `width x height`.
+    pub(super) fn resample(
+        &mut self,
+        image: &Rgb8Image,
+        columns: Span,
+        rows: Span,
+        width: usize,
+        height: usize,
+        out: &mut Planes,
+    ) {
+        self.horizontal.compute(columns, width);
+        self.vertical.compute(rows, height);
+        let row_count = rows.limit - rows.first;
+        self.middle.resize(3 * row_count * width, 0);
+        for group in (0..row_count).step_by(ROWS) {
+            self.lay_out_columns(image, columns, rows.first + group, ROWS.min(row_count - group));
+            self.resample_columns(group, row_count, width);
+        }
+        out.resize(width, height);
+        let weights = &self.vertical;
+        for (channel, plane) in out.channels_mut().into_iter().enumerate() {
+            let middle = &self.middle[channel * row_count * width..][..row_count * width];
+            for (row, target) in plane.chunks_exact_mut(width).enumerate() {
+                let (first, taps) = weights.of(row);
+                let from = &middle[(first - rows.first) * width..];
+                Arch::new().dispatch(
+                    #[inline(always)]
+                    || weigh_rows(from, taps, target),
+                );
+            }
+        }
+    }
+
+    /// `columns[x]` becomes column `x` of the span in the given rows, `[3, ROWS]`.
+    fn lay_out_columns(&mut self, image: &Rgb8Image, columns: Span, first_row: usize, rows: usize) {
+        let count = columns.limit - columns.first;
+        self.columns.resize(count * COLUMN, 0);
+        for row in 0..rows {
+            let start = (first_row + row) * image.width as usize + columns.first;
+            let pixels = image.data[3 * start..3 * (start + count)].as_chunks::<3>().0;
+            for (column, pixel) in self.columns.as_chunks_mut::<COLUMN>().0.iter_mut().zip(pixels) {
+                column[row] = pixel[0];
+                column[ROWS + row] = pixel[1];
+                column[2 * ROWS + row] = pixel[2];
+            }
+        }
+    }
+
+    /// The horizontal pass over the laid out columns, into rows `group..` of `middle`, `[3, row_count, width]`.
+    fn resample_columns(&mut self, group: usize, row_count: usize, width: usize) {
+        let rows = ROWS.min(row_count - group);
+        let columns = self.columns.as_chunks::<COLUMN>().0;
+        let (weights, middle) = (&self.horizontal, &mut self.middle);
+        Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                for x in 0..width {
+                    let (first, taps) = weights.of(x);
+                    let from = &columns[first - weights.origin..][..taps.len()];
+                    let mut sums = [1 << (FRACTION_BITS - 1); COLUMN];
+                    for (column, &weight) in from.iter().zip(taps) {
+                        for lane in 0..COLUMN {
+                            sums[lane] += weight * i32::from(column[lane]);
+                        }
+                    }
+                    let mut bytes = [0; COLUMN];
+                    for lane in 0..COLUMN {
+                        bytes[lane] = to_byte(sums[lane]);
+                    }
+                    for channel in 0..3 {
+                        let plane = &mut middle[(channel * row_count + group) * width..][..rows * width];
+                        for (row, line) in plane.chunks_exact_mut(width).enumerate() {
+                            line[x] = bytes[channel * ROWS + row];
+                        }
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// `target[x]` becomes the weighted sum of column `x` of the rows that `from` begins with.
+#[inline(always)]
+fn weigh_rows(from: &[u8], taps: &[i32], target: &mut [u8]) {
+    /// Sums kept in registers.
+    const LANES: usize = 32;
+    let width = target.len();
+    let (blocks, rest) = target.as_chunks_mut::<LANES>();
+    let rest_start = blocks.len() * LANES;
+    for (block, target) in blocks.iter_mut().enumerate() {
+        let mut sums = [1 << (FRACTION_BITS - 1); LANES];
+        for (row, &weight) in taps.iter().enumerate() {
+            let line = &from[row * width + block * LANES..][..LANES];
+            for lane in 0..LANES {
+                sums[lane] += weight * i32::from(line[lane]);
+            }
+        }
+        for lane in 0..LANES {
+            target[lane] = to_byte(sums[lane]);
+        }
+    }
+    for (x, target) in rest.iter_mut().enumerate() {
+        let sum = taps.iter().enumerate().fold(1 << (FRACTION_BITS - 1), |sum, (row, &weight)| {
+            sum + weight * i32::from(from[row * width + rest_start + x])
+        });
+        *target = to_byte(sum);
+    }
+}
+
+#[inline(always)]
+fn to_byte(sum: i32) -> u8 {
+    (sum >> FRACTION_BITS).clamp(0, 255) as u8
+}
+
+/// The weights of every output pixel of an axis.
+#[derive(Debug, Default)]
+struct Weights {
+    /// First pixel of the span.
+    origin: usize,
+    /// Per output pixel: the first input pixel, and where its weights end.
+    bounds: Vec<(usize, usize)>,
+    taps: Vec<i32>,
+    exact: Vec<f64>,
+}
+
+impl Weights {
+    /// First input pixel and weights of output pixel `i`.
+    #[inline(always)]
+    fn of(&self, i: usize) -> (usize, &[i32]) {
+        let (first, end) = self.bounds[i];
+        let start = if i == 0 { 0 } else { self.bounds[i - 1].1 };
+        (first, &self.taps[start..end])
+    }
+
+    fn compute(&mut self, span: Span, size: usize) {
+        self.origin = span.first;
+        self.bounds.clear();
+        self.taps.clear();
+        let scale = (span.end - span.start) / size as f64;
+        let filter_scale = scale.max(1.0);
+        let support = SUPPORT * filter_scale;
+        for i in 0..size {
+            let center = span.start + (i as f64 + 0.5) * scale;
+            // like Pillow's conversions to int, these cut towards zero
+            let first = ((center - support + 0.5) as usize).max(span.first);
+            let last = ((center + support + 0.5) as usize).min(span.limit);
+            self.exact.clear();
+            let inverse = 1.0 / filter_scale;
+            self.exact.extend((first..last).map(|x| bicubic((x as f64 - center + 0.5) * inverse)));
+            let sum: f64 = self.exact.iter().sum();
+            let unit = f64::from(1 << FRACTION_BITS);
+            self.taps.extend(self.exact.iter().map(|weight| {
+                let weight = if sum == 0.0 { *weight } else { weight / sum } * unit;
+                (weight + 0.5f64.copysign(weight)) as i32
+            }));
+            self.bounds.push((first, self.taps.len()));
+        }
+    }
+}
+
+/// The cubic convolution kernel with a = -0.5 (Keys).
+fn bicubic(x: f64) -> f64 {
+    const A: f64 = -0.5;
+    let x = x.abs();
+    if x < 1.0 {
+        ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0
+    } else if x < 2.0 {
+        (((x - 5.0) * x + 8.0) * x - 4.0) * A
+    } else {
+        0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, Stream};
+
+    fn picture(width: u32, height: u32) -> Rgb8Image {
+        let mut stream = Stream::new(9, Purpose::Subset, &[]);
+        let data = (0..width * height * 3).map(|_| stream.bits() as u8).collect();
+        Rgb8Image { width, height, data }
+    }
+
+    /// The same two passes, one output value at a time.
+    fn slow_twin(image: &Rgb8Image, columns: Span, rows: Span, width: usize, height: usize) -> Vec<u8> {
+        let (mut horizontal, mut vertical) = (Weights::default(), Weights::default());
+        horizontal.compute(columns, width);
+        vertical.compute(rows, height);
+        let weigh = |taps: &[i32], value: &dyn Fn(usize) -> u8| {
+            to_byte(
+                taps.iter()
+                    .enumerate()
+                    .fold(1 << (FRACTION_BITS - 1), |sum, (i, tap)| sum + tap * i32::from(value(i))),
+            )
+        };
+        let mut out = Vec::new();
+        for channel in 0..3 {
+            let middle = |row: usize, x: usize| {
+                let (first, taps) = horizontal.of(x);
+                weigh(taps, &|i| image.data[(row * image.width as usize + first + i) * 3 + channel])
+            };
+            for y in 0..height {
+                let (first, taps) = vertical.of(y);
+                out.extend((0..width).map(|x| weigh(taps, &|i| middle(first + i, x))));
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn fast_and_slow_passes_agree() {
+        let image = picture(75, 53);
+        let (mut bicubic, mut out) = (Bicubic::default(), Planes::default());
+        let spans = [(0.0, 53.0), (3.0, 20.0), (7.25, 40.5), (52.0, 53.0), (0.0, 1.0)];
+        for (left, right) in [(0.0, 75.0), (10.0, 33.0), (4.5, 70.125), (74.0, 75.0)] {
+            for (top, bottom) in spans {
+                for (width, height) in [(1, 1), (31, 33), (32, 16), (64, 7), (97, 40)] {
+                    let (columns, rows) = (Span::new(left, right), Span::new(top, bottom));
+                    bicubic.resample(&image, columns, rows, width, height, &mut out);
+                    assert_eq!(out.data(), slow_twin(&image, columns, rows, width, height));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_every_pixel_add_up_to_one() {
+        let mut weights = Weights::default();
+        for (span, size) in [(Span::new(0.0, 300.0), 17), (Span::new(3.5, 9.25), 224), (Span::new(0.0, 1.0), 5)] {
+            weights.compute(span, size);
+            for i in 0..size {
+                let (first, taps) = weights.of(i);
+                let sum: i32 = taps.iter().sum();
+                assert!((sum - (1 << FRACTION_BITS)).unsigned_abs() as usize <= taps.len());
+                assert!(first >= span.first && first + taps.len() <= span.limit);
+            }
+        }
+    }
+
+    #[test]
+    fn the_same_size_gives_the_same_pixels() {
+        let image = picture(40, 24);
+        let mut out = Planes::default();
+        Bicubic::default().resample(&image, Span::new(0.0, 40.0), Span::new(0.0, 24.0), 40, 24, &mut out);
+        assert_eq!(out.to_interleaved(), image.data);
+    }
+}
