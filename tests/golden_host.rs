@@ -70,8 +70,12 @@ fn size_suffix(name: &str) -> (&str, usize, usize) {
 
 /// The part of every tensor name before the first dot, once each, sorted.
 fn cases(file: &GoldenFile<'_>) -> Vec<String> {
-    let mut cases: Vec<String> =
-        file.names().iter().filter_map(|name| name.split_once('.')).map(|(case, _)| case.to_owned()).collect();
+    let mut cases: Vec<String> = file
+        .names()
+        .iter()
+        .filter_map(|name| name.split_once('.'))
+        .map(|(case, _)| case.to_owned())
+        .collect();
     cases.sort();
     cases.dedup();
     cases

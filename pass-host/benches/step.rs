@@ -56,7 +56,11 @@ fn crops(config: &TrainConfig, applications: usize) -> Result<Crops> {
     let group = |crops: usize, side: usize| {
         let rows = crops * config.optim.batch;
         let images = Tensor::randn(0f32, 1.0, (rows, 3, side, side), &Device::Cpu)?;
-        Ok::<_, candle_core::Error>(CropGroup { images, crops, drop_path: Some(vec![vec![0.5; rows]; applications]) })
+        Ok::<_, candle_core::Error>(CropGroup {
+            images,
+            crops,
+            drop_path: Some(vec![vec![0.5; rows]; applications]),
+        })
     };
     Ok(Crops {
         batch: config.optim.batch,
@@ -76,13 +80,17 @@ fn multiply_adds(config: &TrainConfig) -> f64 {
     let blocks = CLASS_ATTENTION_BLOCKS as f64;
     let k = config.patch.k as f64;
     let mut total = 0.0;
-    for (crops, side) in [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)] {
+    for (crops, side) in
+        [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)]
+    {
         let patches = (side / sizes.patch_size).pow(2) as f64;
         let images = (crops * config.optim.batch) as f64;
         let embed = 3.0 * (sizes.patch_size.pow(2) as f64) * d;
         let backbone = patches * depth * (12.0 * d * d + 2.0 * patches * d);
-        let class_token = blocks * (patches * (2.0 * d * d + 2.0 * d) + 12.0 * d * d) + head(sizes.class_prototypes);
-        let aggregates = patches * (blocks * (9.0 * d * d + 2.0 * (k + 1.0) * d) + (blocks - 1.0) * 3.0 * d * d);
+        let class_token =
+            blocks * (patches * (2.0 * d * d + 2.0 * d) + 12.0 * d * d) + head(sizes.class_prototypes);
+        let aggregates =
+            patches * (blocks * (9.0 * d * d + 2.0 * (k + 1.0) * d) + (blocks - 1.0) * 3.0 * d * d);
         let patch_head = sizes.patch_prototypes.map_or(0.0, |prototypes| patches * head(prototypes));
         let student = backbone + class_token + patch_head;
         // the images need no gradient: the patch embedding runs twice (values, weights), the rest three times
@@ -117,7 +125,10 @@ fn peak_memory() -> Option<f64> {
 fn main() -> Result<()> {
     let options = options();
     // SAFETY of the order: both pools read their size once, before their first use below
-    rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global().expect("first use of the pool");
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build_global()
+        .expect("first use of the pool");
     let mut config = TrainConfig { ops: options.ops, ..TrainConfig::default() };
     config.model.arch = options.arch;
     config.head.class_prototypes = 4096;
@@ -125,8 +136,13 @@ fn main() -> Result<()> {
     let student = Trainer::fresh_student(&config, &Device::Cpu)?;
     let mut trainer = Trainer::new(&config, student, &Device::Cpu)?;
     let batch = [crops(&config, trainer.student.backbone.drop_path_applications())?];
-    let schedule =
-        Schedule { lr: 1e-4, weight_decay: 0.04, momentum: 0.996, teacher_temp: 0.04, train_last_layer: true };
+    let schedule = Schedule {
+        lr: 1e-4,
+        weight_decay: 0.04,
+        momentum: 0.996,
+        teacher_temp: 0.04,
+        train_last_layer: true,
+    };
     let mut seconds = Vec::new();
     let mut loss = 0.0;
     for step in 0..=options.steps {

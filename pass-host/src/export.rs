@@ -104,6 +104,5 @@ fn write(
         .collect::<candle_core::Result<Vec<_>>>()?;
     let bytes = safetensors::serialize(named, Some(metadata))
         .map_err(|error| candle_core::Error::Msg(format!("safetensors: {error}")))?;
-    write_atomically(out, &bytes)
-        .map_err(|source| ExportError::Write { path: out.into(), source })
+    write_atomically(out, &bytes).map_err(|source| ExportError::Write { path: out.into(), source })
 }

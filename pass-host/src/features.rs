@@ -15,8 +15,8 @@ use crate::ops::Ops;
 
 mod file;
 
-pub use file::FileFormat;
 use file::FeatureFile;
+pub use file::FileFormat;
 
 /// Share of the crop in the resized shorter side, as in the usual evaluation view (224 of 256).
 const CENTER_SHARE: f64 = 0.875;
@@ -95,12 +95,16 @@ impl FeatureError {
 }
 
 /// Computes the features of all images; `progress(done, all)` is called after every batch.
-pub fn run(settings: &FeatureSettings, mut progress: impl FnMut(usize, usize)) -> Result<FeatureSummary, FeatureError> {
-    let format = FileFormat::of(&settings.out).ok_or_else(|| FeatureError::Format { path: settings.out.clone() })?;
+pub fn run(
+    settings: &FeatureSettings,
+    mut progress: impl FnMut(usize, usize),
+) -> Result<FeatureSummary, FeatureError> {
+    let format =
+        FileFormat::of(&settings.out).ok_or_else(|| FeatureError::Format { path: settings.out.clone() })?;
     let weights = TrainedWeights::open(&settings.weights, settings.network, &settings.compute.device)?;
     let sizes = &weights.architecture;
     let size = settings.size.unwrap_or(sizes.grid * sizes.patch_size);
-    if size == 0 || size % sizes.patch_size != 0 {
+    if size == 0 || !size.is_multiple_of(sizes.patch_size) {
         return Err(FeatureError::Size { patch_size: sizes.patch_size, found: size });
     }
     let data = DataConfig { images: settings.images.clone(), ..DataConfig::default() };
@@ -160,7 +164,11 @@ fn names_path(out: &Path) -> PathBuf {
     out.with_extension("images.txt")
 }
 
-fn load(index: &ImageIndex, image: usize, max_megapixels: f64) -> Result<crate::data::decode::Rgb8Image, String> {
+fn load(
+    index: &ImageIndex,
+    image: usize,
+    max_megapixels: f64,
+) -> Result<crate::data::decode::Rgb8Image, String> {
     let bytes = index.read(image).map_err(|error| error.to_string())?;
     decode_rgb(&bytes, max_megapixels).map_err(|error| error.to_string())
 }

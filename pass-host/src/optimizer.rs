@@ -154,7 +154,9 @@ impl Optimizer {
             }
             moments.first = first.to_device(device)?.contiguous()?;
             moments.second = second.to_device(device)?.contiguous()?;
-            moments.steps = steps.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?.first().copied().unwrap_or(0) as u64;
+            moments.steps =
+                steps.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?.first().copied().unwrap_or(0)
+                    as u64;
         }
         match tensors.keys().next() {
             Some(name) => candle_core::bail!("optimizer state: `{name}` belongs to no trained tensor"),

@@ -71,7 +71,7 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let checkpoints = settings.out.join(CHECKPOINTS);
     checkpoint::prepare(&checkpoints)?;
     let mut run = Run::new(settings, index, start, checkpoints)?;
-    let result = run.to_the_end();
+    let result = run.train();
     run.progress.finish();
     let (ending, message) = result?;
     let last = run.last.unwrap_or_default();
@@ -152,8 +152,7 @@ impl<'a> Run<'a> {
         let trainer = start.trainer;
         let resumed = start.checkpoint.is_some().then_some(step);
         let log = MetricsLog::open(&settings.out, resumed, config.log.tensorboard)?;
-        let progress =
-            Progress::new(total, step, config.head.class_prototypes, config.head.patch_prototypes);
+        let progress = Progress::new(total, step, config.head.class_prototypes, config.head.patch_prototypes);
         for line in &start.remarks {
             progress.say(line);
         }
@@ -187,7 +186,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    fn to_the_end(&mut self) -> Result<(Ending, Option<String>), TrainError> {
+    fn train(&mut self) -> Result<(Ending, Option<String>), TrainError> {
         while self.step < self.total {
             if self.settings.interrupted.load(Ordering::Relaxed) > 0 {
                 self.save()?;
@@ -368,7 +367,8 @@ impl<'a> Run<'a> {
         let parts: Vec<(&str, &[_])> =
             PARTS.iter().zip(&tensors).map(|(name, part)| (*name, part.as_slice())).collect();
         let keep = &self.config.checkpoint;
-        let folder = checkpoint::save(&self.checkpoints, self.step, &parts, &state, keep.keep, keep.keep_every)?;
+        let folder =
+            checkpoint::save(&self.checkpoints, self.step, &parts, &state, keep.keep, keep.keep_every)?;
         self.newest = Some(folder);
         Ok(())
     }

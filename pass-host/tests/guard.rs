@@ -97,12 +97,18 @@ fn a_checkpoint_of_another_configuration_is_refused() {
     let output = finish(train(&run, 2, &["model.dim=64"], &["--resume", "auto"]));
     expect_code(&output, 2);
     let text = stderr(&output);
-    assert!(text.contains("model.dim") && text.contains("32") && text.contains("64") && text.contains("hint"), "{text}");
+    assert!(
+        text.contains("model.dim") && text.contains("32") && text.contains("64") && text.contains("hint"),
+        "{text}"
+    );
     let other = folder.path().join("other");
     let output = finish(train(&other, 2, &["model.dim=64"], &["--init", run.to_str().expect("UTF-8")]));
     expect_code(&output, 1);
     assert!(stderr(&output).contains("expected ["), "{}", stderr(&output));
-    assert!(!other.join("checkpoints").exists() || fs::read_dir(other.join("checkpoints")).expect("a folder").next().is_none());
+    assert!(
+        !other.join("checkpoints").exists()
+            || fs::read_dir(other.join("checkpoints")).expect("a folder").next().is_none()
+    );
 }
 
 #[test]
@@ -116,7 +122,8 @@ fn a_damaged_checkpoint_is_passed_over() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, bytes).expect("damage");
-    let output = finish(train(&run, 6, &["checkpoint.every_steps=2", "checkpoint.keep=3"], &["--resume", "auto"]));
+    let output =
+        finish(train(&run, 6, &["checkpoint.every_steps=2", "checkpoint.keep=3"], &["--resume", "auto"]));
     expect_code(&output, 0);
     assert!(stderr(&output).contains("passed over"), "{}", stderr(&output));
     assert_eq!(expected, fs::read(latest(&run).join("student.safetensors")).expect("weights"));

@@ -1,6 +1,5 @@
 //! A run that is killed and resumed ends with the same bits as one that was not, for any number of threads.
 
-#[expect(dead_code, reason = "shared by several test binaries")]
 mod program;
 
 use std::fs;

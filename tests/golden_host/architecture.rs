@@ -71,7 +71,8 @@ pub(crate) fn pos_embed(golden: &Golden) {
             "size" => ResizeRule::Size,
             _ => panic!("unknown rule in `{name}`"),
         };
-        let resized = PositionEmbedding::new(embedding.clone(), rule).and_then(|p| p.resized((height, width)));
+        let resized =
+            PositionEmbedding::new(embedding.clone(), rule).and_then(|p| p.resized((height, width)));
         check(&file, name, &ok(resized));
     }
 }
@@ -106,7 +107,8 @@ fn formula_weights(architecture: &Architecture, order: &[String], salt: u32) -> 
         } else {
             Box::new(move |v| v * (3.0 / fan_in as f64).sqrt())
         };
-        let data: Vec<f32> = formula(salt.wrapping_add(number as u32), count).map(|v| scale(v) as f32).collect();
+        let data: Vec<f32> =
+            formula(salt.wrapping_add(number as u32), count).map(|v| scale(v) as f32).collect();
         (name.clone(), ok(Tensor::from_vec(data, shape.as_slice(), &Device::Cpu)))
     };
     order.iter().enumerate().map(fill).collect()
@@ -127,7 +129,8 @@ pub(crate) fn full_arch(golden: &Golden) {
         let grid = 14;
         let architecture = backbone(size("dim"), size("depth"), size("heads"), 16, grid);
         let parameters = formula_weights(&architecture, &order, salt);
-        let image: Vec<f32> = formula(9999u32.wrapping_add(salt), 3 * height * width).map(|v| (1.5 * v) as f32).collect();
+        let image: Vec<f32> =
+            formula(9999u32.wrapping_add(salt), 3 * height * width).map(|v| (1.5 * v) as f32).collect();
         let image = ok(Tensor::from_vec(image, (1, 3, height, width), &Device::Cpu));
         full_size_case(&file, &case, &architecture, &parameters, &image, Ops::fused());
     }
@@ -223,7 +226,11 @@ pub(crate) fn init_stats(golden: &Golden) {
         let parameter = parameters.iter().find(|(own, _)| *own == name);
         let (_, parameter) = parameter.unwrap_or_else(|| panic!("`{name}` is not part of the model"));
         assert_eq!(parameter.tensor.dims(), shape(&name), "{name}: shape");
-        assert_eq!(Some(parameter.trainable), json.read(&pointer("trainable")).as_bool(), "{name}: trainable");
+        assert_eq!(
+            Some(parameter.trainable),
+            json.read(&pointer("trainable")).as_bool(),
+            "{name}: trainable"
+        );
         let (mean, std) = (expected("mean"), expected("std"));
         let (low, high) = (expected("min"), expected("max"));
         let data = values(&parameter.tensor);
@@ -231,8 +238,14 @@ pub(crate) fn init_stats(golden: &Golden) {
         let own_mean = data.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
         let own_std = (data.iter().map(|&v| (f64::from(v) - own_mean).powi(2)).sum::<f64>() / count).sqrt();
         // both are samples: their means differ by a few standard errors, their deviations likewise
-        assert!((own_mean - mean).abs() <= 6.0 * std * (2.0 / count).sqrt() + 1e-9, "{name}: mean {own_mean}, {mean}");
-        assert!((own_std - std).abs() <= 6.0 * std / count.sqrt() + 1e-9, "{name}: deviation {own_std}, {std}");
+        assert!(
+            (own_mean - mean).abs() <= 6.0 * std * (2.0 / count).sqrt() + 1e-9,
+            "{name}: mean {own_mean}, {mean}"
+        );
+        assert!(
+            (own_std - std).abs() <= 6.0 * std / count.sqrt() + 1e-9,
+            "{name}: deviation {own_std}, {std}"
+        );
         let (own_low, own_high) =
             data.iter().fold((f32::MAX, f32::MIN), |(low, high), &v| (low.min(v), high.max(v)));
         let slack = 2.0 * std + 1e-9;
@@ -248,7 +261,9 @@ fn every_preset_size_builds_and_runs() {
     config.head.bottleneck = 8;
     config.head.class_prototypes = 16;
     config.head.patch_prototypes = 16;
-    for (arch, patch_size, side) in [(Arch::VitTiny, 8, 24), (Arch::VitSmall, 14, 28), (Arch::VitBase, 16, 32)] {
+    for (arch, patch_size, side) in
+        [(Arch::VitTiny, 8, 24), (Arch::VitSmall, 14, 28), (Arch::VitBase, 16, 32)]
+    {
         config.model.arch = arch;
         config.model.patch_size = patch_size;
         config.augment.global_size = side;
@@ -259,6 +274,12 @@ fn every_preset_size_builds_and_runs() {
         let (patches, grid) = ok(network.backbone.patchify(&images));
         let features = ok(network.backbone.forward(&patches, grid, None));
         assert_eq!(features.dims(), [1, grid.0 * grid.1, architecture.dim]);
-        assert!(ok(ok(features.abs()).max(D::Minus1).and_then(|x| x.max_all()).and_then(|x| x.to_scalar::<f32>())).is_finite());
+        assert!(
+            ok(ok(features.abs())
+                .max(D::Minus1)
+                .and_then(|x| x.max_all())
+                .and_then(|x| x.to_scalar::<f32>()))
+            .is_finite()
+        );
     }
 }

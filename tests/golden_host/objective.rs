@@ -13,7 +13,8 @@ use pass_tests::{Golden, GoldenFile};
 use super::{both_ops, cases, check, ok, size_suffix, tensor, values};
 
 fn rule(window: usize, k: usize) -> Matching {
-    let config = PatchObjective { window: Window::Side(window), k, border: Border::Wrap, ..Default::default() };
+    let config =
+        PatchObjective { window: Window::Side(window), k, border: Border::Wrap, ..Default::default() };
     Matching::from_config(&config)
 }
 
@@ -49,8 +50,8 @@ pub(crate) fn neighbours_json(golden: &Golden) {
     let _ = json.whole("/window");
     for name in json.keys("/tables") {
         let pointer = format!("/tables/{}", pass_tests::json::escape(&name));
-        let rows: Vec<Vec<f32>> =
-            serde_json::from_value(json.read(&pointer).clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let rows: Vec<Vec<f32>> = serde_json::from_value(json.read(&pointer).clone())
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(rows.concat(), table(&name), "{name}");
     }
 }
@@ -225,7 +226,9 @@ fn series(golden: &Golden, set: &str, what: &str) -> Vec<f64> {
         "lr" => (0..steps).map(|step| schedules.at(step).lr).collect(),
         "wd" => (0..steps).map(|step| schedules.at(step).weight_decay).collect(),
         "momentum" => (0..steps).map(|step| schedules.at(step).momentum).collect(),
-        "teacher_temp" => (0..epochs as u64).map(|epoch| schedules.at(epoch * per_epoch).teacher_temp).collect(),
+        "teacher_temp" => {
+            (0..epochs as u64).map(|epoch| schedules.at(epoch * per_epoch).teacher_temp).collect()
+        }
         _ => panic!("unknown series `{what}`"),
     }
 }

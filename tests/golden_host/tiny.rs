@@ -124,7 +124,12 @@ pub(crate) fn tiny_forward(golden: &Golden) {
         let attention = ok(teacher.backbone.last_attention(&patches, grid)); // [crops·B, heads, N, N]
         let name = "teacher.last_attention";
         let rows = file.spec(name).shape[2];
-        let step = grid.0 * grid.1 / rows + usize::from(grid.0 * grid.1 % rows > 0);
+        // the manifest says which query rows are stored: "rows 0,13,26,..."
+        let step: usize = file.spec(name).meaning.split_once("rows 0,").map_or(1, |(_, rest)| {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("the second stored row")
+        });
+        assert_eq!((grid.0 * grid.1).div_ceil(step), rows, "stored query rows");
         let picked: Vec<u32> = (0..rows).map(|row| (row * step) as u32).collect();
         let picked = ok(Tensor::new(picked, &Device::Cpu));
         let first = ok(attention.narrow(0, 0, 1).and_then(|x| x.contiguous()?.index_select(&picked, 2)));
@@ -161,7 +166,8 @@ fn side(file: &GoldenFile<'_>, name: &str, network: &Network, images: &Tensor, m
     };
     let aggregated = ok(network.aggregation.forward_visiting(&features, positives.as_ref(), visit));
     let patches = aggregated.patches.as_ref().unwrap_or(&features);
-    let tokens = ok(Tensor::cat(&[&aggregated.class, patches], 1).and_then(|x| network.aggregation.normalize(&x)));
+    let tokens =
+        ok(Tensor::cat(&[&aggregated.class, patches], 1).and_then(|x| network.aggregation.normalize(&x)));
     check(file, &entry("head_in"), &tokens);
     let count = ok(tokens.dim(1));
     let parts = [
@@ -285,7 +291,8 @@ fn frozen_last_layers_do_not_move() {
     let file = golden.file("tiny_train.safetensors");
     let config = configuration(&file, OpsKind::Fused);
     let mut trainer = trainer(&golden, &config);
-    let frozen = |trainer: &Trainer| values(&ok(trainer.student.parameters.get("p_head.last_layer.weight_v")));
+    let frozen =
+        |trainer: &Trainer| values(&ok(trainer.student.parameters.get("p_head.last_layer.weight_v")));
     let moving = |trainer: &Trainer| values(&ok(trainer.student.parameters.get("p_head.mlp.0.weight")));
     let (before, moved) = (frozen(&trainer), moving(&trainer));
     let batch = crops(&golden.file("tiny_forward.safetensors"), "");
@@ -293,7 +300,13 @@ fn frozen_last_layers_do_not_move() {
     let gradients = ok(trainer.gradients(&losses.total));
     let norms = ok(trainer.optimizer.norms(&gradients));
     let size = StepSize { lr: 1e-2, weight_decay: 0.1, momentum: 0.9, train_last_layer: false };
-    ok(trainer.optimizer.step(&trainer.student.parameters, &trainer.teacher.parameters, &gradients, &norms, &size));
+    ok(trainer.optimizer.step(
+        &trainer.student.parameters,
+        &trainer.teacher.parameters,
+        &gradients,
+        &norms,
+        &size,
+    ));
     assert_eq!(before, frozen(&trainer));
     assert_ne!(moved, moving(&trainer));
 }

@@ -44,10 +44,8 @@ impl FileFormat {
             Self::Npy => {
                 let mut header = b"\x93NUMPY\x01\x00".to_vec();
                 header.extend(((HEADER - 10) as u16).to_le_bytes());
-                let text = format!(
-                    "{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}",
-                    sides.join(", ")
-                );
+                let text =
+                    format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({},), }}", sides.join(", "));
                 header.extend(text.bytes());
                 header
             }
@@ -111,7 +109,8 @@ mod tests {
     fn written(name: &str) -> Vec<u8> {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join(name);
-        let mut file = FeatureFile::create(&path, FileFormat::of(&path).expect("known"), &[2]).expect("create");
+        let mut file =
+            FeatureFile::create(&path, FileFormat::of(&path).expect("known"), &[2]).expect("create");
         file.append(&[1.0, 2.0]).expect("append");
         file.append(&[3.0, 4.0, 5.0, 6.0]).expect("append");
         assert!(!path.exists(), "nothing is there before it is complete");

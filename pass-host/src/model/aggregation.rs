@@ -30,9 +30,8 @@ pub struct AggregationHead {
 impl AggregationHead {
     /// The head whose tensors are called `{prefix}.…`.
     pub fn new(parameters: &Parameters, prefix: &str, heads: usize, ops: Ops) -> Result<Self> {
-        let block = |index| {
-            ClassAttentionBlock::new(parameters, &format!("{prefix}.cls_blocks.{index}"), heads, ops)
-        };
+        let block =
+            |index| ClassAttentionBlock::new(parameters, &format!("{prefix}.cls_blocks.{index}"), heads, ops);
         Ok(Self {
             class_token: parameters.get(&format!("{prefix}.cls_token"))?,
             blocks: (0..CLASS_ATTENTION_BLOCKS).map(block).collect::<Result<_>>()?,

@@ -36,7 +36,9 @@ impl PositionEmbedding {
         let (_, positions, _) = embedding.dims3()?;
         let base = positions.isqrt();
         if base * base != positions {
-            candle_core::bail!("position embedding: expected a square number of positions, found {positions}");
+            candle_core::bail!(
+                "position embedding: expected a square number of positions, found {positions}"
+            );
         }
         Ok(Self { embedding, base, rule, matrices: Mutex::default() })
     }

@@ -18,7 +18,8 @@ use crate::ops::Ops;
 use crate::train::state::RunState;
 
 /// Metadata keys of an exported file.
-const KEYS: [&str; 6] = ["pass.dim", "pass.depth", "pass.heads", "pass.patch_size", "pass.grid", "pass.normalization"];
+const KEYS: [&str; 6] =
+    ["pass.dim", "pass.depth", "pass.heads", "pass.patch_size", "pass.grid", "pass.normalization"];
 
 /// Why weights cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -234,10 +235,11 @@ impl TrainedWeights {
     /// Metadata that lets [`TrainedWeights::open`] read the file back.
     pub fn metadata(&self) -> HashMap<String, String> {
         let sizes = &self.architecture;
-        let mut metadata: HashMap<String, String> =
-            KEYS.into_iter().zip([sizes.dim, sizes.depth, sizes.heads, sizes.patch_size, sizes.grid]).map(
-                |(key, value)| (key.to_string(), value.to_string()),
-            ).collect();
+        let mut metadata: HashMap<String, String> = KEYS
+            .into_iter()
+            .zip([sizes.dim, sizes.depth, sizes.heads, sizes.patch_size, sizes.grid])
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect();
         let normalization = serde_json::to_string(&self.normalization).unwrap_or_default();
         metadata.insert(KEYS[5].into(), normalization);
         metadata

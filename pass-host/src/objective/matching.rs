@@ -55,16 +55,23 @@ pub fn neighborhoods(grid: (usize, usize), matching: &Matching) -> Result<Vec<Ve
 }
 
 /// Cosine similarity of every patch of features `[B, N, D]` with its candidates: `(M, [B, N, M])`, padded with `-inf`.
-pub fn similarities(features: &Tensor, grid: (usize, usize), matching: &Matching) -> Result<(usize, Vec<f32>)> {
+pub fn similarities(
+    features: &Tensor,
+    grid: (usize, usize),
+    matching: &Matching,
+) -> Result<(usize, Vec<f32>)> {
     let neighborhood = matching.neighborhood(grid)?;
     let columns = neighborhood.max_candidates();
     let (data, patches, dim) = on_host(features)?;
     let mut out = vec![0f32; data.len() / dim * columns];
-    out.par_chunks_mut(patches * columns).zip(data.par_chunks(patches * dim)).try_for_each(|(out, image)| {
-        let tokens = Tokens::new(image, patches, dim)?;
-        let mut scratch = vec![0f32; similarity_scratch_len(&neighborhood)];
-        similarities_into(tokens, &neighborhood, &mut scratch, out)
-    }).map_err(candle_core::Error::wrap)?;
+    out.par_chunks_mut(patches * columns)
+        .zip(data.par_chunks(patches * dim))
+        .try_for_each(|(out, image)| {
+            let tokens = Tokens::new(image, patches, dim)?;
+            let mut scratch = vec![0f32; similarity_scratch_len(&neighborhood)];
+            similarities_into(tokens, &neighborhood, &mut scratch, out)
+        })
+        .map_err(candle_core::Error::wrap)?;
     Ok((columns, out))
 }
 
@@ -76,11 +83,15 @@ pub fn positives(features: &Tensor, grid: (usize, usize), matching: &Matching) -
     let (data, patches, dim) = on_host(features)?;
     let batch = data.len() / (patches * dim);
     let mut index = vec![0u32; batch * patches * k];
-    index.par_chunks_mut(patches * k).zip(data.par_chunks(patches * dim)).try_for_each(|(out, image)| {
-        let tokens = Tokens::new(image, patches, dim)?;
-        let mut scratch = vec![0f32; match_scratch_len(&neighborhood)];
-        match_into(tokens, &neighborhood, k, &mut scratch, out)
-    }).map_err(candle_core::Error::wrap)?;
+    index
+        .par_chunks_mut(patches * k)
+        .zip(data.par_chunks(patches * dim))
+        .try_for_each(|(out, image)| {
+            let tokens = Tokens::new(image, patches, dim)?;
+            let mut scratch = vec![0f32; match_scratch_len(&neighborhood)];
+            match_into(tokens, &neighborhood, k, &mut scratch, out)
+        })
+        .map_err(candle_core::Error::wrap)?;
     let counts = (0..patches).map(|patch| neighborhood.candidates(patch).count().min(k) as u32).collect();
     Positives::new(index, counts, k, batch, patches)
 }

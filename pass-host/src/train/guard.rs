@@ -47,7 +47,9 @@ pub enum Sign {
 impl fmt::Display for Sign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::FlatLoss(term) => write!(f, "the {term} loss is stuck at ln K: the student predicts nothing"),
+            Self::FlatLoss(term) => {
+                write!(f, "the {term} loss is stuck at ln K: the student predicts nothing")
+            }
             Self::UniformTeacher(term) => {
                 write!(f, "the teacher's {term} outputs are uniform: there is nothing to predict")
             }
@@ -129,7 +131,8 @@ impl CollapseGuard {
 
     /// Looks at the figures of `step`; tells the sign that has lasted longest, once it has lasted long enough.
     pub fn observe(&mut self, step: u64, vitals: &Vitals) -> Option<Alarm> {
-        let since = |sign: &Sign| self.seen.iter().find(|(seen, _)| seen == sign).map_or(step, |(_, since)| *since);
+        let since =
+            |sign: &Sign| self.seen.iter().find(|(seen, _)| seen == sign).map_or(step, |(_, since)| *since);
         self.seen = signs(vitals).into_iter().map(|sign| (sign, since(&sign))).collect();
         let &(sign, since) = self.seen.iter().min_by_key(|(_, since)| *since)?;
         (step - since >= self.patience).then_some(Alarm { sign, since })
@@ -139,7 +142,9 @@ impl CollapseGuard {
 fn signs(vitals: &Vitals) -> Vec<Sign> {
     let mut signs = Vec::new();
     let terms = [(Term::Image, Some(vitals.image)), (Term::Patch, vitals.patch)];
-    for (term, figures) in terms.into_iter().filter_map(|(term, figures)| figures.map(|figures| (term, figures))) {
+    for (term, figures) in
+        terms.into_iter().filter_map(|(term, figures)| figures.map(|figures| (term, figures)))
+    {
         if (figures.loss - figures.ln_k).abs() < FLAT_LOSS {
             signs.push(Sign::FlatLoss(term));
         }
@@ -176,10 +181,16 @@ mod tests {
     #[test]
     fn each_sign_is_recognized_after_the_patience() {
         let cases = [
-            (Sign::FlatLoss(Term::Image), Vitals { image: TermVitals { loss: 8.3005, ..healthy().image }, ..healthy() }),
+            (
+                Sign::FlatLoss(Term::Image),
+                Vitals { image: TermVitals { loss: 8.3005, ..healthy().image }, ..healthy() },
+            ),
             (
                 Sign::UniformTeacher(Term::Patch),
-                Vitals { patch: Some(TermVitals { teacher_entropy: 8.2999, ..healthy().image }), ..healthy() },
+                Vitals {
+                    patch: Some(TermVitals { teacher_entropy: 8.2999, ..healthy().image }),
+                    ..healthy()
+                },
             ),
             (
                 Sign::OneHotTeacher(Term::Image),

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
+use super::CONFIG;
 use super::error::TrainError;
 use super::guard::CollapseGuard;
 use super::state::RunState;
 use super::trainer::Trainer;
-use super::CONFIG;
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Resume, RunSettings};
 use crate::data::index::ImageIndex;
@@ -87,7 +87,8 @@ impl Start {
         let run = || checkpoint.path().to_owned();
         let differences = config.resume_differences(&state.config);
         if !differences.is_empty() {
-            let tell = |(key, stored, now): (String, String, String)| format!("`{key}` was {stored}, is {now}");
+            let tell =
+                |(key, stored, now): (String, String, String)| format!("`{key}` was {stored}, is {now}");
             let differences = differences.into_iter().map(tell).collect();
             return Err(TrainError::OtherConfig { run: run(), differences });
         }

@@ -67,9 +67,9 @@ impl RestoreError {
         match self {
             Self::Checkpoint(error) => error.hint(),
             Self::Weights { source, .. } => source.hint(),
-            Self::Tensors { .. } => {
-                Some("resume with the configuration of the run (`RUN/config.toml`), or start a new run".into())
-            }
+            Self::Tensors { .. } => Some(
+                "resume with the configuration of the run (`RUN/config.toml`), or start a new run".into(),
+            ),
         }
     }
 }

@@ -273,7 +273,9 @@ mod tests {
     #[test]
     fn weights_of_every_pixel_add_up_to_one() {
         let mut weights = Weights::default();
-        for (span, size) in [(Span::new(0.0, 300.0), 17), (Span::new(3.5, 9.25), 224), (Span::new(0.0, 1.0), 5)] {
+        for (span, size) in
+            [(Span::new(0.0, 300.0), 17), (Span::new(3.5, 9.25), 224), (Span::new(0.0, 1.0), 5)]
+        {
             weights.compute(span, size);
             for i in 0..size {
                 let (first, taps) = weights.of(i);
