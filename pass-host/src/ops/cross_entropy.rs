@@ -5,7 +5,7 @@
 
 use super::access::{output, stored, tensor};
 use super::buffer::build;
-use super::lanes::{dot, exp, max, sum, widest};
+use super::lanes::{LANES, dot, exp, max, sum, widest};
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -208,10 +208,10 @@ impl Kernel<'_> {
             *out = (t - c) * self.teacher_scale;
         }
         let largest = max(out);
-        let (mut totals, mut moments) = ([0.0f32; 32], [0.0f32; 32]);
-        let (chunks, rest) = out.as_chunks_mut::<32>();
+        let (mut totals, mut moments) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
         for chunk in chunks {
-            for i in 0..32 {
+            for i in 0..LANES {
                 let u = chunk[i] - largest;
                 let e = exp(u);
                 chunk[i] = e;
@@ -219,14 +219,13 @@ impl Kernel<'_> {
                 moments[i] = e.mul_add(u, moments[i]);
             }
         }
-        for (i, out) in rest.iter_mut().enumerate() {
+        let (mut total, mut moment) = (sum(&totals), sum(&moments));
+        for out in rest {
             let u = *out - largest;
-            let e = exp(u);
-            *out = e;
-            totals[i] += e;
-            moments[i] = e.mul_add(u, moments[i]);
+            *out = exp(u);
+            total += *out;
+            moment = out.mul_add(u, moment);
         }
-        let (total, moment) = (sum(&totals), sum(&moments));
         // H = ln Z − Σ p u
         (1.0 / total, f64::from(total).ln() - f64::from(moment) / f64::from(total))
     }

@@ -5,7 +5,7 @@
 //! processor, so only fused multiply-adds could make two kinds of processor differ.
 
 /// Partial sums of a reduction.
-const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 
 /// Evaluates an expression compiled for the widest vector instructions of this processor.
 ///
@@ -108,14 +108,13 @@ fn fold_lanes(lanes: [f32; LANES], fold: impl Fn(f32, f32) -> f32 + Copy) -> f32
     fold(lanes[0], lanes[1])
 }
 
-/// The sum of all lanes.
+/// The rest of a slice after its whole chunks, filled up. (Adding the rest to single lanes instead would make the
+/// compiler keep the lanes in memory, one by one.)
 #[inline(always)]
-fn add_lanes(lanes: [f32; LANES]) -> f32 {
-    fold_lanes(
-        lanes,
-        #[inline(always)]
-        |a, b| a + b,
-    )
+fn filled_up(rest: &[f32], with: f32) -> [f32; LANES] {
+    let mut chunk = [with; LANES];
+    chunk[..rest.len()].copy_from_slice(rest);
+    chunk
 }
 
 /// Sum of the values.
@@ -128,10 +127,17 @@ pub(super) fn sum(values: &[f32]) -> f32 {
             lanes[i] += chunk[i];
         }
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane += value;
+    if !rest.is_empty() {
+        let chunk = filled_up(rest, 0.0);
+        for i in 0..LANES {
+            lanes[i] += chunk[i];
+        }
     }
-    add_lanes(lanes)
+    fold_lanes(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 /// Sum of the products of `a` and `b`, which are equally long.
@@ -144,10 +150,17 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
             lanes[i] = a[i].mul_add(b[i], lanes[i]);
         }
     }
-    for ((lane, &a), &b) in lanes.iter_mut().zip(a_rest).zip(b_rest) {
-        *lane = a.mul_add(b, *lane);
+    if !a_rest.is_empty() {
+        let (a, b) = (filled_up(a_rest, 0.0), filled_up(b_rest, 0.0));
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
     }
-    add_lanes(lanes)
+    fold_lanes(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 #[inline(always)]
@@ -165,8 +178,11 @@ pub(super) fn max(values: &[f32]) -> f32 {
             lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    for (lane, &value) in lanes.iter_mut().zip(rest) {
-        *lane = larger(*lane, value);
+    if !rest.is_empty() {
+        let chunk = filled_up(rest, f32::NEG_INFINITY);
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
     }
     fold_lanes(lanes, larger)
 }

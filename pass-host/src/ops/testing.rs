@@ -125,3 +125,17 @@ fn finite_differences(function: Function<'_>, inputs: &[Tensor], exact: &Pass) {
         }
     }
 }
+
+/// candle's own operations that the model uses beside the fused ones.
+#[test]
+fn plain_tensor_operations_in_use_have_right_gradients() {
+    // class token before the patches, and taken off again
+    check(&|_, t| Tensor::cat(&[&t[0].broadcast_as((2, 1, 6))?, &t[1]], 1), &[&[1, 1, 6], &[2, 5, 6]]);
+    check(&|_, t| t[0].narrow(1, 1, 4)?.contiguous(), &[&[2, 5, 6]]);
+    check(&|_, t| t[0].narrow(0, 1, 2)?.add(&t[0].narrow(0, 0, 2)?), &[&[3, 7]]);
+    // position embedding: a fixed resize matrix times the table, added to every image
+    let resize = random(50, &[4, 9]);
+    check(&|_, t| t[0].broadcast_add(&resize.to_dtype(t[1].dtype())?.matmul(&t[1])?), &[&[2, 4, 5], &[9, 5]]);
+    check(&|_, t| t[0].reshape((2, 12))?.t()?.matmul(&t[1]), &[&[2, 3, 4], &[2, 5]]);
+    check(&|_, t| (&t[0] * 0.3)?.add(&t[0]), &[&[3, 5]]);
+}
