@@ -22,7 +22,8 @@ fn gray_levels(file: &GoldenFile<'_>, name: &str) -> Tolerance {
 }
 
 fn has_hue(name: &str) -> bool {
-    name.split('_').any(|part| part == "hue" || part.strip_prefix('h').is_some_and(|f| f.parse::<f64>().is_ok()))
+    name.split('_')
+        .any(|part| part == "hue" || part.strip_prefix('h').is_some_and(|f| f.parse::<f64>().is_ok()))
 }
 
 fn augment(golden: &Golden) {

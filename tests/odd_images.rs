@@ -84,7 +84,8 @@ fn cut_jpegs_are_refused_even_with_an_end_marker() {
             assert!(decode_rgb(&read(path), MAX_MEGAPIXELS).is_err(), "{path}");
         }
     }
-    for name in ["baseline-420", "baseline-444", "grayscale", "restart-markers", "progressive", "cmyk-adobe"] {
+    for name in ["baseline-420", "baseline-444", "grayscale", "restart-markers", "progressive", "cmyk-adobe"]
+    {
         let whole = read(&format!("made/{name}.jpg"));
         assert!(decode_rgb(&whole, MAX_MEGAPIXELS).is_ok(), "{name}");
         for percent in [10, 30, 50, 70, 90] {

@@ -67,7 +67,10 @@ fn whole(photo: &Rgb8Image) -> CropBox {
 fn decode(bencher: Bencher<'_, '_>) {
     let files = files();
     bencher.counter(ItemsCount::new(files.len())).bench_local(|| {
-        files.iter().map(|file| decode_rgb(file, MAX_MEGAPIXELS).expect("a photo is sound").data.len()).sum::<usize>()
+        files
+            .iter()
+            .map(|file| decode_rgb(file, MAX_MEGAPIXELS).expect("a photo is sound").data.len())
+            .sum::<usize>()
     });
 }
 

@@ -22,5 +22,3 @@ pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
 pub use index::ImageIndex;
 pub use loader::{Batch, Loader, LoaderSettings};
-
-

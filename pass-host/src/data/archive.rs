@@ -69,8 +69,10 @@ pub(super) fn readable_tar(path: &Path, cache: Option<&Path>) -> Result<PathBuf,
 /// The images of the tar called `path`, read from the plain tar `readable`.
 pub(super) fn members(path: &Path, readable: &Path) -> Result<Vec<Member>, DataError> {
     let not_a_tar = |source| DataError::NotATar { path: path.to_owned(), source };
-    let mut file = File::open(readable).map_err(|source| DataError::Io { path: readable.to_owned(), source })?;
-    let size = file.seek(SeekFrom::End(0)).and_then(|size| file.rewind().map(|()| size)).map_err(not_a_tar)?;
+    let mut file =
+        File::open(readable).map_err(|source| DataError::Io { path: readable.to_owned(), source })?;
+    let size =
+        file.seek(SeekFrom::End(0)).and_then(|size| file.rewind().map(|()| size)).map_err(not_a_tar)?;
     if size == 0 {
         return Err(not_a_tar(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty")));
     }
@@ -85,7 +87,8 @@ pub(super) fn members(path: &Path, readable: &Path) -> Result<Vec<Member>, DataE
         }
         let (offset, length) = (entry.raw_file_position(), entry.size());
         if offset.checked_add(length).is_none_or(|end| end > size) {
-            let detail = format!("member `{}` reaches beyond the end of the file", String::from_utf8_lossy(&name));
+            let detail =
+                format!("member `{}` reaches beyond the end of the file", String::from_utf8_lossy(&name));
             return Err(not_a_tar(io::Error::new(io::ErrorKind::UnexpectedEof, detail)));
         }
         members.push(Member { name, offset, length });

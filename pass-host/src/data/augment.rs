@@ -81,8 +81,7 @@ pub fn plan(
     };
     let flip = stream.chance(config.flip);
     let jittered = stream.chance(config.jitter);
-    let factor =
-        |stream: &mut Stream, reach: f64| stream.range((1.0 - reach).max(0.0), 1.0 + reach);
+    let factor = |stream: &mut Stream, reach: f64| stream.range((1.0 - reach).max(0.0), 1.0 + reach);
     let mut jitter = [
         Jitter::Brightness(factor(&mut stream, config.brightness)),
         Jitter::Contrast(factor(&mut stream, config.contrast)),
@@ -236,8 +235,7 @@ mod tests {
                     count[4] += usize::from(plan.flip);
                     count[5] += usize::from(plan.jitter.is_some());
                     count[6] += usize::from(plan.gray);
-                    count[7] +=
-                        usize::from(plan.jitter.is_some_and(|j| matches!(j[0], Jitter::Hue(_))));
+                    count[7] += usize::from(plan.jitter.is_some_and(|j| matches!(j[0], Jitter::Hue(_))));
                 } else {
                     assert!(!plan.solarize);
                 }

@@ -45,7 +45,9 @@ pub enum DecodeError {
         start: String,
     },
     /// More pixels than allowed.
-    #[error("{width}x{height} pixels are more than the limit of {max_megapixels} megapixels (`data.max_megapixels`)")]
+    #[error(
+        "{width}x{height} pixels are more than the limit of {max_megapixels} megapixels (`data.max_megapixels`)"
+    )]
     TooLarge {
         /// Width in pixels as the header says.
         width: u32,
@@ -90,7 +92,10 @@ pub struct Encoded<'a> {
 
 impl std::fmt::Debug for Encoded<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encoded").field("width", &self.width).field("height", &self.height).finish_non_exhaustive()
+        f.debug_struct("Encoded")
+            .field("width", &self.width)
+            .field("height", &self.height)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,7 +119,12 @@ impl<'a> Encoded<'a> {
                 let layout = jpeg::Layout::read(bytes)?;
                 let (width, height) = (layout.width, layout.height);
                 check_size(width, height, max_megapixels)?;
-                return Ok(Self { width, height, orientation: layout.orientation, source: Source::Jpeg(layout) });
+                return Ok(Self {
+                    width,
+                    height,
+                    orientation: layout.orientation,
+                    source: Source::Jpeg(layout),
+                });
             }
             let canvas = if format == ImageFormat::Gif { gif::whole_canvas(bytes)? } else { None };
             let reader = match canvas {
@@ -142,7 +152,11 @@ impl<'a> Encoded<'a> {
 
     /// Width and height of the upright image at full size.
     pub fn upright_size(&self) -> (u32, u32) {
-        if orient::swaps_sides(self.orientation) { (self.height, self.width) } else { (self.width, self.height) }
+        if orient::swaps_sides(self.orientation) {
+            (self.height, self.width)
+        } else {
+            (self.width, self.height)
+        }
     }
 
     /// Whether [`Encoded::decode`] at this reduction (1, 2, 4 or 8) is cheaper than at full size and worth it.
@@ -165,9 +179,7 @@ impl<'a> Encoded<'a> {
         let image = match self.source {
             Source::Jpeg(layout) => guarded("JPEG", || layout.decode(reduction))?,
             Source::Other { decoder, format } => guarded(format, || {
-                DynamicImage::from_decoder(decoder)
-                    .map(to_rgb8)
-                    .map_err(|error| from_image(format, &error))
+                DynamicImage::from_decoder(decoder).map(to_rgb8).map_err(|error| from_image(format, &error))
             })?,
         };
         Ok(orient::upright(image, self.orientation))
@@ -231,12 +243,12 @@ fn from_image(format: &'static str, error: &image::ImageError) -> DecodeError {
 }
 
 /// Runs foreign code; its panic becomes an error.
-fn guarded<T>(
-    format: &'static str,
-    job: impl FnOnce() -> Result<T, DecodeError>,
-) -> Result<T, DecodeError> {
+fn guarded<T>(format: &'static str, job: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
     catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|_| {
-        Err(DecodeError::Malformed { format, detail: "the decoder failed on it (a defect of the decoder)".to_owned() })
+        Err(DecodeError::Malformed {
+            format,
+            detail: "the decoder failed on it (a defect of the decoder)".to_owned(),
+        })
     })
 }
 

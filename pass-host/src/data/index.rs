@@ -94,7 +94,9 @@ impl ImageIndex {
             image.holder = rank[image.holder as usize];
         }
         images.sort_unstable_by(|a, b| (a.holder, &a.name).cmp(&(b.holder, &b.name)));
-        if let Some(twice) = images.windows(2).find(|pair| (pair[0].holder, &pair[0].name) == (pair[1].holder, &pair[1].name)) {
+        if let Some(twice) =
+            images.windows(2).find(|pair| (pair[0].holder, &pair[0].name) == (pair[1].holder, &pair[1].name))
+        {
             let holder = &sorted[twice[0].holder as usize];
             return Err(DataError::Duplicate { name: full_name(holder, &twice[0].name) });
         }
@@ -157,7 +159,8 @@ impl ImageIndex {
                 _ => ReadError::Io(error),
             })
         };
-        let check = |bytes: u64| if bytes > MAX_FILE_BYTES { Err(ReadError::TooLarge { bytes }) } else { Ok(()) };
+        let check =
+            |bytes: u64| if bytes > MAX_FILE_BYTES { Err(ReadError::TooLarge { bytes }) } else { Ok(()) };
         match &holder.archive {
             Some(archive) => {
                 let (offset, length) = self.spans[i];

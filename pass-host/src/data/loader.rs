@@ -177,7 +177,10 @@ impl Loader {
     /// # Errors
     /// [`DataError::TooManyBad`] when the share of bad images is past the limit, [`DataError::Write`] when the
     /// quarantine list cannot be written, [`DataError::Worker`] on a defect of the program.
-    #[expect(clippy::should_implement_trait, reason = "an iterator of results that never ends would invite misuse")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an iterator of results that never ends would invite misuse"
+    )]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let start = Instant::now();
         let mut parts = self.wait_for_oldest();

@@ -27,7 +27,8 @@ impl Quarantine {
     /// [`DataError::Write`] when the file cannot be opened.
     pub fn open(path: Option<&Path>, index: &ImageIndex) -> Result<Self, DataError> {
         let Some(path) = path else { return Ok(Self::default()) };
-        let (file, text) = open_list(path).map_err(|source| DataError::Write { path: path.to_owned(), source })?;
+        let (file, text) =
+            open_list(path).map_err(|source| DataError::Write { path: path.to_owned(), source })?;
         let mut reasons: BTreeMap<&str, &str> = BTreeMap::new();
         for line in text.lines() {
             if let Some((name, reason)) = line.split_once('\t') {

@@ -11,8 +11,8 @@ use super::index_cache::Stamp;
 
 /// Name endings that folders and tars are searched for, in lower case.
 pub(super) const EXTENSIONS: [&str; 16] = [
-    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pam",
-    "gif",
+    "jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "tif", "tiff", "ppm", "pgm", "pbm", "pnm",
+    "pam", "gif",
 ];
 
 /// One image found: the folder or tar that holds it, and its name there.

@@ -167,9 +167,8 @@ mod tests {
             let mut fast = vec![0; line.len()];
             kernel.along_rows(&line, &mut fast, line.len());
             for (x, &found) in fast.iter().enumerate() {
-                let at = |dx: isize| {
-                    u32::from(line[(x as isize + dx).clamp(0, line.len() as isize - 1) as usize])
-                };
+                let at =
+                    |dx: isize| u32::from(line[(x as isize + dx).clamp(0, line.len() as isize - 1) as usize]);
                 let reach = kernel.reach as isize;
                 let inner = (-reach..=reach).map(at).sum();
                 assert_eq!(found, kernel.round(inner, at(-reach - 1) + at(reach + 1)));

@@ -60,7 +60,8 @@ impl<'a> Layout<'a> {
                     orientation = exif.unwrap_or(orientation);
                 }
                 SCAN => {
-                    let frame = frame.as_mut().ok_or_else(|| malformed("a scan comes before the frame header"))?;
+                    let frame =
+                        frame.as_mut().ok_or_else(|| malformed("a scan comes before the frame header"))?;
                     frame.add_scan(segment)?;
                     skip_coded_data(bytes, &mut at);
                 }
@@ -75,7 +76,8 @@ impl<'a> Layout<'a> {
             return Err(truncated("scans are missing"));
         }
         let rest = &bytes[kept_from..at];
-        let bytes = if cleaned.is_empty() { Cow::Borrowed(rest) } else { Cow::Owned([&cleaned, rest].concat()) };
+        let bytes =
+            if cleaned.is_empty() { Cow::Borrowed(rest) } else { Cow::Owned([&cleaned, rest].concat()) };
         Ok(Self {
             bytes,
             width: frame.width,
@@ -261,9 +263,15 @@ pub(super) fn shrink(image: &Rgb8Image, reduction: u32) -> Rgb8Image {
             let count = (rows.len() * columns.len()) as u32;
             for channel in 0..3 {
                 let value = |row: u32, column: u32| {
-                    u32::from(image.data[(row as usize * image.width as usize + column as usize) * 3 + channel])
+                    u32::from(
+                        image.data[(row as usize * image.width as usize + column as usize) * 3 + channel],
+                    )
                 };
-                let sum: u32 = rows.clone().flat_map(|r| columns.clone().map(move |c| (r, c))).map(|(r, c)| value(r, c)).sum();
+                let sum: u32 = rows
+                    .clone()
+                    .flat_map(|r| columns.clone().map(move |c| (r, c)))
+                    .map(|(r, c)| value(r, c))
+                    .sum();
                 data.push(((sum + count / 2) / count) as u8);
             }
         }

@@ -60,7 +60,10 @@ fn alpha_is_dropped_and_of_16_bits_the_high_byte_is_kept() {
 fn the_size_limit_is_checked_before_decoding() {
     let bytes = odd("made/rgb8.png");
     let error = Encoded::open(&bytes, 0.09).unwrap_err();
-    assert_eq!(error.to_string(), "291x320 pixels are more than the limit of 0.09 megapixels (`data.max_megapixels`)");
+    assert_eq!(
+        error.to_string(),
+        "291x320 pixels are more than the limit of 0.09 megapixels (`data.max_megapixels`)"
+    );
     assert!(Encoded::open(&bytes, 0.0932).is_ok());
 }
 
@@ -78,7 +81,9 @@ fn every_exif_orientation_shows_the_same_upright_picture() {
 
 #[test]
 fn reduced_jpegs_show_the_whole_picture_smaller() {
-    for path in ["made/baseline-420.jpg", "made/baseline-444.jpg", "made/progressive.jpg", "made/grayscale.jpg"] {
+    for path in
+        ["made/baseline-420.jpg", "made/baseline-444.jpg", "made/progressive.jpg", "made/grayscale.jpg"]
+    {
         let bytes = odd(path);
         let layout = jpeg::Layout::read(&bytes).unwrap();
         let full = layout.decode(1).unwrap();

@@ -44,7 +44,10 @@ fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
 fn folders_are_walked_and_only_images_taken() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    touch(root, &["b.JPG", "a/z.png", "a/y.webp", "notes.txt", ".hidden.jpg", ".git/x.png", "a/c/1.tiff", "noext"]);
+    touch(
+        root,
+        &["b.JPG", "a/z.png", "a/y.webp", "notes.txt", ".hidden.jpg", ".git/x.png", "a/c/1.tiff", "noext"],
+    );
     let index = ImageIndex::build(&config(&[root]), None).unwrap();
     assert_eq!(relative_names(&index, root), ["b.JPG", "a/y.webp", "a/z.png", "a/c/1.tiff"]);
     for i in 0..index.len() {
@@ -70,7 +73,10 @@ fn lists_and_single_files_are_taken_as_they_are() {
 
     fs::write(root.join("list.txt"), "pics/a.jpg\npics/gone.jpg\n").unwrap();
     let error = ImageIndex::build(&sources, None).unwrap_err();
-    assert!(matches!(&error, DataError::ListedMissing { line: 2, path, .. } if path.ends_with("gone.jpg")), "{error}");
+    assert!(
+        matches!(&error, DataError::ListedMissing { line: 2, path, .. } if path.ends_with("gone.jpg")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -99,12 +105,17 @@ fn what_is_not_a_whole_tar_is_refused() {
     let tar = root.join("t.tar");
     write_tar(&tar, &[("a.jpg", &[7; 5000])]);
     let whole = fs::read(&tar).unwrap();
-    for bytes in [&b""[..], b"not a tar at all, but long enough to be taken for a header of five hundred bytes", &whole[..3000]] {
+    for bytes in [
+        &b""[..],
+        b"not a tar at all, but long enough to be taken for a header of five hundred bytes",
+        &whole[..3000],
+    ] {
         fs::write(&tar, bytes).unwrap();
         let error = ImageIndex::build(&config(&[&tar]), None).unwrap_err();
         assert!(matches!(error, DataError::NotATar { .. }), "{} bytes: {error:?}", bytes.len());
         fs::write(root.join("t.tgz"), bytes).unwrap();
-        let error = ImageIndex::build(&config(&[&root.join("t.tgz")]), Some(&root.join("cache"))).unwrap_err();
+        let error =
+            ImageIndex::build(&config(&[&root.join("t.tgz")]), Some(&root.join("cache"))).unwrap_err();
         assert!(matches!(error, DataError::NotATar { .. }), "{} bytes: {error:?}", bytes.len());
     }
     let left: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -152,7 +163,11 @@ fn a_cache_is_used_while_it_holds_and_only_then() {
 
     touch(&root, &["s/c.jpg"]);
     assert_eq!(ImageIndex::build(&config, Some(&cache)).unwrap().len(), 3, "a new file is seen");
-    assert_eq!(index_cache::load(&cache, &config.images, 0), None, "a folder listed while it changed is not trusted");
+    assert_eq!(
+        index_cache::load(&cache, &config.images, 0),
+        None,
+        "a folder listed while it changed is not trusted"
+    );
 }
 
 #[test]

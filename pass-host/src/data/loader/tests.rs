@@ -75,15 +75,17 @@ fn crops_lie_crop_by_crop() {
     assert_eq!((batch.global.len(), batch.local.len()), (2 * 4 * 3 * 16 * 16, 2 * 4 * 3 * 8 * 8));
     let bytes = settings.index.read(batch.images[2] as usize).unwrap();
     let picture = crate::data::decode::decode_rgb(&bytes, 1.0).unwrap();
-    let plans = crate::data::augment::plans(
-        &settings.augment, 7, 0, batch.images[2], picture.width, picture.height,
-    );
+    let plans =
+        crate::data::augment::plans(&settings.augment, 7, 0, batch.images[2], picture.width, picture.height);
     for (crop, plan) in plans.iter().enumerate() {
         let mut planes = crate::data::augment::Planes::default();
         crate::data::augment::Augmenter::default().apply_into(&picture, 1, plan, &mut planes);
         let mut expected = vec![0.0; planes.data().len()];
         crate::data::augment::normalize_into(
-            &planes, settings.augment.mean, settings.augment.std, &mut expected,
+            &planes,
+            settings.augment.mean,
+            settings.augment.std,
+            &mut expected,
         );
         let (values, crop) = if crop < 2 { (&batch.global, crop) } else { (&batch.local, crop - 2) };
         let start = (crop * 4 + 2) * expected.len();

@@ -138,9 +138,10 @@ impl<'a> Worker<'a> {
         parts.bad.extend(outcome.bad.into_iter().map(|(image, reason)| (place, image, reason)));
         if !outcome.found {
             let bad = parts.bad.len();
-            let files = parts.bad.iter().take(super::LISTED_BAD).fold(String::new(), |files, (_, image, reason)| {
-                format!("{files}\n  {}: {reason}", settings.index.name(*image as usize))
-            });
+            let files =
+                parts.bad.iter().take(super::LISTED_BAD).fold(String::new(), |files, (_, image, reason)| {
+                    format!("{files}\n  {}: {reason}", settings.index.name(*image as usize))
+                });
             parts.fail(place, DataError::TooManyBad { bad, seen: bad, max_bad: settings.max_bad, files });
             return;
         }
