@@ -110,12 +110,13 @@ impl BoxKernel {
                 let inner = inner.map(|line| &line[..length]);
                 let ends = ends.map(|line| &line[..length]);
                 for column in 0..length {
-                    let mut sum = 0;
+                    // 16 bits hold the sums of bytes, and twice as many lanes
+                    let mut sum = 0u16;
                     for line in inner {
-                        sum += u32::from(line[column]);
+                        sum += u16::from(line[column]);
                     }
-                    let edge = u32::from(ends[0][column]) + u32::from(ends[1][column]);
-                    to[column] = self.round(sum, edge);
+                    let edge = u16::from(ends[0][column]) + u16::from(ends[1][column]);
+                    to[column] = self.round(u32::from(sum), u32::from(edge));
                 }
             },
         );
