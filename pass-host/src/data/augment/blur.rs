@@ -93,11 +93,17 @@ impl BoxKernel {
         match self.reach {
             0 => arch.dispatch(
                 #[inline(always)]
-                || self.weigh_three(line(0), line(1), line(2), to),
+                || {
+                    let to = to; // moved: see `planes`
+                    self.weigh_three(line(0), line(1), line(2), to);
+                },
             ),
             1 => arch.dispatch(
                 #[inline(always)]
-                || self.weigh_five([line(0), line(1), line(2), line(3), line(4)], to),
+                || {
+                    let to = to; // moved: see `planes`
+                    self.weigh_five([line(0), line(1), line(2), line(3), line(4)], to);
+                },
             ),
             _ => {
                 for (column, to) in to.iter_mut().enumerate() {

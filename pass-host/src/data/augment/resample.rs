@@ -15,8 +15,8 @@ const FRACTION_BITS: u32 = 22;
 const SUPPORT: f64 = 2.0;
 /// Rows handled together in the horizontal pass.
 const ROWS: usize = 16;
-/// Bytes of one column of such a group: `[3, ROWS]`.
-const COLUMN: usize = 3 * ROWS;
+/// One column of such a group.
+type Column = [[u8; ROWS]; 3];
 
 /// A part of an axis: where it begins and ends, in pixels, and the whole pixels that may be looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -43,7 +43,7 @@ impl Span {
 pub(super) struct Bicubic {
     horizontal: Weights,
     vertical: Weights,
-    columns: Vec<u8>,
+    columns: Vec<Column>,
     middle: Vec<u8>,
 }
 
@@ -111,30 +111,36 @@ impl Weights {
             let from = Lines { data: &from.data[(first - self.origin) * from.stride..], ..from };
             Arch::new().dispatch(
                 #[inline(always)]
-                || weigh_rows(from, taps, target),
+                || {
+                    let target = target; // moved: see `planes`
+                    weigh_rows(from, taps, target);
+                },
             );
         }
     }
 
     /// The horizontal pass: `row_count` lines of interleaved pixels become planes, `[3, row_count, width]`, where the
     /// width is the number of output pixels of these weights. `columns` is working memory.
-    fn weigh_columns(&self, from: Lines<'_>, row_count: usize, columns: &mut Vec<u8>, target: &mut [u8]) {
+    fn weigh_columns(&self, from: Lines<'_>, row_count: usize, columns: &mut Vec<Column>, target: &mut [u8]) {
         let count = self.limit - self.origin;
-        columns.resize(count * COLUMN, 0);
-        let columns = columns.as_chunks_mut::<COLUMN>().0;
+        columns.resize(count, Column::default());
         for group in (0..row_count).step_by(ROWS) {
             let rows = ROWS.min(row_count - group);
             for row in 0..rows {
                 let pixels = from.get(group + row, 3 * count).as_chunks::<3>().0;
                 for (column, pixel) in columns.iter_mut().zip(pixels) {
-                    column[row] = pixel[0];
-                    column[ROWS + row] = pixel[1];
-                    column[2 * ROWS + row] = pixel[2];
+                    for channel in 0..3 {
+                        column[channel][row] = pixel[channel];
+                    }
                 }
             }
+            let group_target = &mut *target;
             Arch::new().dispatch(
                 #[inline(always)]
-                || self.weigh_group(columns, group, rows, row_count, target),
+                || {
+                    let target = group_target; // moved: see `planes`
+                    self.weigh_group(columns, group, rows, row_count, target);
+                },
             );
         }
     }
@@ -143,7 +149,7 @@ impl Weights {
     #[inline(always)]
     fn weigh_group(
         &self,
-        columns: &[[u8; COLUMN]],
+        columns: &[Column],
         group: usize,
         rows: usize,
         row_count: usize,
@@ -153,20 +159,17 @@ impl Weights {
         for x in 0..width {
             let (first, taps) = self.of(x);
             let from = &columns[first - self.origin..][..taps.len()];
-            let mut sums = [1 << (FRACTION_BITS - 1); COLUMN];
-            for (column, &weight) in from.iter().zip(taps) {
-                for lane in 0..COLUMN {
-                    sums[lane] += weight * i32::from(column[lane]);
-                }
-            }
-            let mut bytes = [0; COLUMN];
-            for lane in 0..COLUMN {
-                bytes[lane] = to_byte(sums[lane]);
-            }
             for channel in 0..3 {
+                let mut sums = [1 << (FRACTION_BITS - 1); ROWS];
+                for (column, &weight) in from.iter().zip(taps) {
+                    for lane in 0..ROWS {
+                        sums[lane] += weight * i32::from(column[channel][lane]);
+                    }
+                }
+                let bytes = sums.map(to_byte);
                 let plane = &mut target[(channel * row_count + group) * width..][..rows * width];
-                for (row, line) in plane.chunks_exact_mut(width).enumerate() {
-                    line[x] = bytes[channel * ROWS + row];
+                for (line, byte) in plane.chunks_exact_mut(width).zip(bytes) {
+                    line[x] = byte;
                 }
             }
         }
