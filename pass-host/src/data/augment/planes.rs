@@ -131,7 +131,8 @@ pub fn normalize_into(planes: &Planes, mean: [f32; 3], std: [f32; 3], out: &mut 
         Arch::new().dispatch(
             #[inline(always)]
             || {
-                for (out, &byte) in out.into_iter().zip(plane) {
+                let out = out; // moved: see above
+                for (out, &byte) in out.iter_mut().zip(plane) {
                     *out = (f32::from(byte) / 255.0 - mean) / std;
                 }
             },
