@@ -89,9 +89,22 @@ impl BoxKernel {
     /// The weighted sum of the `2 * reach + 3` equally long lines `line(0)..`, rounded.
     fn weigh<'a>(self, line: impl Fn(usize) -> &'a [u8], to: &mut [u8]) {
         let last = 2 * self.reach + 2;
+        let arch = Arch::new();
         match self.reach {
-            0 => self.weigh_inner([line(1)], [line(0), line(last)], to),
-            1 => self.weigh_inner([line(1), line(2), line(3)], [line(0), line(last)], to),
+            0 => arch.dispatch(
+                #[inline(always)]
+                || {
+                    let to = to; // moved: see `planes`
+                    self.weigh_three(line(0), line(1), line(2), to);
+                },
+            ),
+            1 => arch.dispatch(
+                #[inline(always)]
+                || {
+                    let to = to; // moved: see `planes`
+                    self.weigh_five([line(0), line(1), line(2), line(3), line(4)], to);
+                },
+            ),
             _ => {
                 for (column, to) in to.iter_mut().enumerate() {
                     let inner = (1..last).map(|offset| u32::from(line(offset)[column])).sum();
@@ -102,23 +115,19 @@ impl BoxKernel {
         }
     }
 
-    fn weigh_inner<const N: usize>(self, inner: [&[u8]; N], ends: [&[u8]; 2], to: &mut [u8]) {
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                let length = to.len();
-                let inner = inner.map(|line| &line[..length]);
-                let ends = ends.map(|line| &line[..length]);
-                for column in 0..length {
-                    let mut sum = 0;
-                    for line in inner {
-                        sum += u32::from(line[column]);
-                    }
-                    let edge = u32::from(ends[0][column]) + u32::from(ends[1][column]);
-                    to[column] = self.round(sum, edge);
-                }
-            },
-        );
+    #[inline(always)]
+    fn weigh_three(self, before: &[u8], at: &[u8], after: &[u8], to: &mut [u8]) {
+        for (((to, &a), &b), &c) in to.iter_mut().zip(before).zip(at).zip(after) {
+            *to = self.round(u32::from(b), u32::from(a) + u32::from(c));
+        }
+    }
+
+    #[inline(always)]
+    fn weigh_five(self, [first, before, at, after, last]: [&[u8]; 5], to: &mut [u8]) {
+        let lines = to.iter_mut().zip(first).zip(before).zip(at).zip(after).zip(last);
+        for (((((to, &a), &b), &c), &d), &e) in lines {
+            *to = self.round(u32::from(b) + u32::from(c) + u32::from(d), u32::from(a) + u32::from(e));
+        }
     }
 }
 

@@ -14,7 +14,15 @@ fn luma(red: u8, green: u8, blue: u8) -> u8 {
 #[inline(always)]
 fn blend(from: u8, to: u8, factor: f32) -> u8 {
     let (from, to) = (i32::from(from), i32::from(to));
-    (from as f32 + factor * (to - from) as f32).clamp(0.0, 255.0) as i32 as u8
+    whole_byte((from as f32 + factor * (to - from) as f32).clamp(0.0, 255.0))
+}
+
+/// `x` in `[0, 256)`, cut to a whole number. A conversion by `as` checks for overflow and does not vectorize; this
+/// moves the whole number into the lowest bits of the significand and takes it from there.
+#[inline(always)]
+fn whole_byte(x: f32) -> u8 {
+    const UNIT_IN_LAST_PLACE: f32 = (1u32 << 23) as f32;
+    (x.floor() + UNIT_IN_LAST_PLACE).to_bits() as u8
 }
 
 /// Blends with black: factor 0 is black, 1 the image (Pillow's `ImageEnhance.Brightness`).
@@ -116,6 +124,15 @@ mod tests {
         assert_eq!(blend(10, 0, 1.5), 0);
         assert_eq!(blend(0, 200, 1.4), 255);
         assert_eq!(blend(7, 9, 1.0), 9);
+    }
+
+    #[test]
+    fn a_whole_byte_is_cut_not_rounded() {
+        for value in 0..=255u8 {
+            for part in [0.0, 0.25, 0.5, 0.999] {
+                assert_eq!(whole_byte(f32::from(value) + part), value);
+            }
+        }
     }
 
     #[test]

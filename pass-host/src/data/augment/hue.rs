@@ -43,32 +43,41 @@ fn to_hsv(red: u8, green: u8, blue: u8) -> (u8, u8, u8) {
     };
     let turn = f64::from(sector) / 6.0 + 1.0;
     let turn = if turn >= 1.0 { turn - 1.0 } else { turn } as f32;
-    let hue = (f64::from(turn) * 255.0) as i32 as u8;
+    let hue = whole_byte(f64::from(turn) * 255.0);
     let saturation = range / f32::from(high.max(1));
-    let saturation = (f64::from(saturation) * 255.0) as i32 as u8;
+    let saturation = whole_byte(f64::from(saturation) * 255.0);
     if colorful { (hue, saturation, high) } else { (0, 0, high) }
 }
 
 #[inline(always)]
 fn to_rgb(hue: u8, saturation: u8, value: u8) -> [u8; 3] {
     let position = f64::from(f32::from(hue)) * 6.0 / 255.0;
-    let sector = position as i32;
-    let fraction = (position - f64::from(sector)) as f32;
+    let whole = position.floor();
+    let fraction = (position - whole) as f32;
+    // position 6 is a full turn
+    let sector = whole_byte(if whole < 6.0 { whole } else { 0.0 });
     let strength = (f64::from(f32::from(saturation)) / 255.0) as f32;
     let level = f64::from(value);
-    let round = |x: f64| (x + 0.5) as i32 as u8;
+    let round = |x: f64| whole_byte(x + 0.5);
     let p = round(level * (1.0 - f64::from(strength)));
     let q = round(level * (1.0 - f64::from(strength * fraction)));
     let t = round(level * (1.0 - f64::from(strength) * (1.0 - f64::from(fraction))));
     let pick = |of: [u8; 6]| {
         let mut chosen = of[0];
         for candidate in 1..6 {
-            chosen = if sector % 6 == candidate { of[candidate as usize] } else { chosen };
+            chosen = if sector == candidate { of[candidate as usize] } else { chosen };
         }
         chosen
     };
     let v = value;
     [pick([v, q, p, p, t, v]), pick([t, v, v, q, p, p]), pick([p, p, t, v, v, q])]
+}
+
+/// `x` in `[0, 256)`, cut to a whole number, by a way that vectorizes (see `color::whole_byte`).
+#[inline(always)]
+fn whole_byte(x: f64) -> u8 {
+    const UNIT_IN_LAST_PLACE: f64 = (1u64 << 52) as f64;
+    (x.floor() + UNIT_IN_LAST_PLACE).to_bits() as u8
 }
 
 #[cfg(test)]

@@ -1,4 +1,8 @@
 //! Three planes of bytes, and the step from them to the network's input.
+//!
+//! On `Arch::dispatch` here and in the neighboring files: a closure is compiled for the processor at hand only if it is
+//! inlined, and the call of a closure that could be called again goes through a function that is not. Each closure
+//! therefore moves one of its mutable slices out of itself, so that it can be called just once.
 
 use pulp::Arch;
 
@@ -127,6 +131,7 @@ pub fn normalize_into(planes: &Planes, mean: [f32; 3], std: [f32; 3], out: &mut 
         Arch::new().dispatch(
             #[inline(always)]
             || {
+                let out = out; // moved: see above
                 for (out, &byte) in out.iter_mut().zip(plane) {
                     *out = (f32::from(byte) / 255.0 - mean) / std;
                 }

@@ -15,8 +15,8 @@ const FRACTION_BITS: u32 = 22;
 const SUPPORT: f64 = 2.0;
 /// Rows handled together in the horizontal pass.
 const ROWS: usize = 16;
-/// Bytes of one column of such a group: `[3, ROWS]`.
-const COLUMN: usize = 3 * ROWS;
+/// One column of such a group.
+type Column = [[u8; ROWS]; 3];
 
 /// A part of an axis: where it begins and ends, in pixels, and the whole pixels that may be looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -32,6 +32,10 @@ impl Span {
     pub(super) fn new(start: f64, end: f64) -> Self {
         Self { start, end, first: start.floor() as usize, limit: end.ceil() as usize }
     }
+
+    fn count(self) -> usize {
+        self.limit - self.first
+    }
 }
 
 /// Resamples parts of images; keeps its buffers.
@@ -39,7 +43,7 @@ impl Span {
 pub(super) struct Bicubic {
     horizontal: Weights,
     vertical: Weights,
-    columns: Vec<u8>,
+    columns: Vec<Column>,
     middle: Vec<u8>,
 }
 
@@ -56,87 +60,134 @@ impl Bicubic {
     ) {
         self.horizontal.compute(columns, width);
         self.vertical.compute(rows, height);
-        let row_count = rows.limit - rows.first;
-        self.middle.resize(3 * row_count * width, 0);
-        for group in (0..row_count).step_by(ROWS) {
-            self.lay_out_columns(image, columns, rows.first + group, ROWS.min(row_count - group));
-            self.resample_columns(group, row_count, width);
-        }
         out.resize(width, height);
-        let weights = &self.vertical;
-        for (channel, plane) in out.channels_mut().into_iter().enumerate() {
-            let middle = &self.middle[channel * row_count * width..][..row_count * width];
-            for (row, target) in plane.chunks_exact_mut(width).enumerate() {
-                let (first, taps) = weights.of(row);
-                let from = &middle[(first - rows.first) * width..];
-                Arch::new().dispatch(
-                    #[inline(always)]
-                    || weigh_rows(from, taps, target),
-                );
+        let stride = 3 * image.width as usize;
+        let source = &image.data[rows.first * stride..];
+        let left = 3 * columns.first;
+        let (column_count, row_count) = (columns.count(), rows.count());
+        if vertical_first(column_count, row_count, width, height) {
+            self.middle.resize(3 * column_count * height, 0);
+            let source = Lines { data: &source[left..], stride };
+            self.vertical.weigh_lines(source, &mut self.middle, 3 * column_count);
+            let middle = Lines { data: &self.middle, stride: 3 * column_count };
+            self.horizontal.weigh_columns(middle, height, &mut self.columns, out.data_mut());
+        } else {
+            self.middle.resize(3 * width * row_count, 0);
+            let source = Lines { data: &source[left..], stride };
+            self.horizontal.weigh_columns(source, row_count, &mut self.columns, &mut self.middle);
+            let planes = out.channels_mut().into_iter().zip(self.middle.chunks_exact(row_count * width));
+            for (plane, middle) in planes {
+                self.vertical.weigh_lines(Lines { data: middle, stride: width }, plane, width);
             }
         }
-    }
-
-    /// `columns[x]` becomes column `x` of the span in the given rows, `[3, ROWS]`.
-    fn lay_out_columns(&mut self, image: &Rgb8Image, columns: Span, first_row: usize, rows: usize) {
-        let count = columns.limit - columns.first;
-        self.columns.resize(count * COLUMN, 0);
-        for row in 0..rows {
-            let start = (first_row + row) * image.width as usize + columns.first;
-            let pixels = image.data[3 * start..3 * (start + count)].as_chunks::<3>().0;
-            for (column, pixel) in self.columns.as_chunks_mut::<COLUMN>().0.iter_mut().zip(pixels) {
-                column[row] = pixel[0];
-                column[ROWS + row] = pixel[1];
-                column[2 * ROWS + row] = pixel[2];
-            }
-        }
-    }
-
-    /// The horizontal pass over the laid out columns, into rows `group..` of `middle`, `[3, row_count, width]`.
-    fn resample_columns(&mut self, group: usize, row_count: usize, width: usize) {
-        let rows = ROWS.min(row_count - group);
-        let columns = self.columns.as_chunks::<COLUMN>().0;
-        let (weights, middle) = (&self.horizontal, &mut self.middle);
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for x in 0..width {
-                    let (first, taps) = weights.of(x);
-                    let from = &columns[first - weights.origin..][..taps.len()];
-                    let mut sums = [1 << (FRACTION_BITS - 1); COLUMN];
-                    for (column, &weight) in from.iter().zip(taps) {
-                        for lane in 0..COLUMN {
-                            sums[lane] += weight * i32::from(column[lane]);
-                        }
-                    }
-                    let mut bytes = [0; COLUMN];
-                    for lane in 0..COLUMN {
-                        bytes[lane] = to_byte(sums[lane]);
-                    }
-                    for channel in 0..3 {
-                        let plane = &mut middle[(channel * row_count + group) * width..][..rows * width];
-                        for (row, line) in plane.chunks_exact_mut(width).enumerate() {
-                            line[x] = bytes[channel * ROWS + row];
-                        }
-                    }
-                }
-            },
-        );
     }
 }
 
-/// `target[x]` becomes the weighted sum of column `x` of the rows that `from` begins with.
+/// Pillow's order of the passes, which shows in the rounding between them: vertical first when the height shrinks by
+/// more than twice as many pixels as the width.
+fn vertical_first(columns: usize, rows: usize, width: usize, height: usize) -> bool {
+    height < rows && rows + 2 * width > height + 2 * columns
+}
+
+/// Lines of bytes, each `stride` behind the one before.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    data: &'a [u8],
+    stride: usize,
+}
+
+impl<'a> Lines<'a> {
+    #[inline(always)]
+    fn get(self, line: usize, length: usize) -> &'a [u8] {
+        &self.data[line * self.stride..][..length]
+    }
+}
+
+impl Weights {
+    /// The vertical pass: every line of `target`, `length` bytes each, becomes a weighted sum of lines of `from`.
+    fn weigh_lines(&self, from: Lines<'_>, target: &mut [u8], length: usize) {
+        for (row, target) in target.chunks_exact_mut(length).enumerate() {
+            let (first, taps) = self.of(row);
+            let from = Lines { data: &from.data[(first - self.origin) * from.stride..], ..from };
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let target = target; // moved: see `planes`
+                    weigh_rows(from, taps, target);
+                },
+            );
+        }
+    }
+
+    /// The horizontal pass: `row_count` lines of interleaved pixels become planes, `[3, row_count, width]`, where the
+    /// width is the number of output pixels of these weights. `columns` is working memory.
+    fn weigh_columns(&self, from: Lines<'_>, row_count: usize, columns: &mut Vec<Column>, target: &mut [u8]) {
+        let count = self.limit - self.origin;
+        columns.resize(count, Column::default());
+        for group in (0..row_count).step_by(ROWS) {
+            let rows = ROWS.min(row_count - group);
+            for row in 0..rows {
+                let pixels = from.get(group + row, 3 * count).as_chunks::<3>().0;
+                for (column, pixel) in columns.iter_mut().zip(pixels) {
+                    for channel in 0..3 {
+                        column[channel][row] = pixel[channel];
+                    }
+                }
+            }
+            let group_target = &mut *target;
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    let target = group_target; // moved: see `planes`
+                    self.weigh_group(columns, group, rows, row_count, target);
+                },
+            );
+        }
+    }
+
+    /// The horizontal pass of the `rows` lines that are laid out in `columns`.
+    #[inline(always)]
+    fn weigh_group(
+        &self,
+        columns: &[Column],
+        group: usize,
+        rows: usize,
+        row_count: usize,
+        target: &mut [u8],
+    ) {
+        let width = self.bounds.len();
+        for x in 0..width {
+            let (first, taps) = self.of(x);
+            let from = &columns[first - self.origin..][..taps.len()];
+            for channel in 0..3 {
+                let mut sums = [1 << (FRACTION_BITS - 1); ROWS];
+                for (column, &weight) in from.iter().zip(taps) {
+                    for lane in 0..ROWS {
+                        sums[lane] += weight * i32::from(column[channel][lane]);
+                    }
+                }
+                let bytes = sums.map(to_byte);
+                let plane = &mut target[(channel * row_count + group) * width..][..rows * width];
+                for (line, byte) in plane.chunks_exact_mut(width).zip(bytes) {
+                    line[x] = byte;
+                }
+            }
+        }
+    }
+}
+
+/// `target[x]` becomes the weighted sum of byte `x` of the first lines of `from`.
 #[inline(always)]
-fn weigh_rows(from: &[u8], taps: &[i32], target: &mut [u8]) {
+fn weigh_rows(from: Lines<'_>, taps: &[i32], target: &mut [u8]) {
     /// Sums kept in registers.
     const LANES: usize = 32;
-    let width = target.len();
+    let length = target.len();
     let (blocks, rest) = target.as_chunks_mut::<LANES>();
     let rest_start = blocks.len() * LANES;
     for (block, target) in blocks.iter_mut().enumerate() {
         let mut sums = [1 << (FRACTION_BITS - 1); LANES];
         for (row, &weight) in taps.iter().enumerate() {
-            let line = &from[row * width + block * LANES..][..LANES];
+            let line = &from.get(row, length)[block * LANES..][..LANES];
             for lane in 0..LANES {
                 sums[lane] += weight * i32::from(line[lane]);
             }
@@ -147,7 +198,7 @@ fn weigh_rows(from: &[u8], taps: &[i32], target: &mut [u8]) {
     }
     for (x, target) in rest.iter_mut().enumerate() {
         let sum = taps.iter().enumerate().fold(1 << (FRACTION_BITS - 1), |sum, (row, &weight)| {
-            sum + weight * i32::from(from[row * width + rest_start + x])
+            sum + weight * i32::from(from.get(row, length)[rest_start + x])
         });
         *target = to_byte(sum);
     }
@@ -163,6 +214,8 @@ fn to_byte(sum: i32) -> u8 {
 struct Weights {
     /// First pixel of the span.
     origin: usize,
+    /// First pixel behind the span.
+    limit: usize,
     /// Per output pixel: the first input pixel, and where its weights end.
     bounds: Vec<(usize, usize)>,
     taps: Vec<i32>,
@@ -179,7 +232,7 @@ impl Weights {
     }
 
     fn compute(&mut self, span: Span, size: usize) {
-        self.origin = span.first;
+        (self.origin, self.limit) = (span.first, span.limit);
         self.bounds.clear();
         self.taps.clear();
         let scale = (span.end - span.start) / size as f64;
@@ -240,15 +293,27 @@ mod tests {
                     .fold(1 << (FRACTION_BITS - 1), |sum, (i, tap)| sum + tap * i32::from(value(i))),
             )
         };
+        let order = vertical_first(columns.count(), rows.count(), width, height);
         let mut out = Vec::new();
         for channel in 0..3 {
-            let middle = |row: usize, x: usize| {
+            let stored =
+                |row: usize, column: usize| image.data[(row * image.width as usize + column) * 3 + channel];
+            let along_row = |x: usize, value: &dyn Fn(usize) -> u8| {
                 let (first, taps) = horizontal.of(x);
-                weigh(taps, &|i| image.data[(row * image.width as usize + first + i) * 3 + channel])
+                weigh(taps, &|i| value(first + i))
+            };
+            let along_column = |y: usize, value: &dyn Fn(usize) -> u8| {
+                let (first, taps) = vertical.of(y);
+                weigh(taps, &|i| value(first + i))
             };
             for y in 0..height {
-                let (first, taps) = vertical.of(y);
-                out.extend((0..width).map(|x| weigh(taps, &|i| middle(first + i, x))));
+                for x in 0..width {
+                    out.push(if order {
+                        along_row(x, &|column| along_column(y, &|row| stored(row, column)))
+                    } else {
+                        along_column(y, &|row| along_row(x, &|column| stored(row, column)))
+                    });
+                }
             }
         }
         out
