@@ -22,8 +22,9 @@ check_clippy() { # lints, warnings denied
   cargo clippy -p pass-core --all-targets --all-features --locked -- -D warnings
 }
 
-check_test() { # the README's test command
+check_test() { # the README's test command, then core with its optional paths
   cargo test --workspace --locked
+  cargo test -p pass-core --all-features --locked
 }
 
 check_golden() { # the golden set alone, optimized; PASS_GOLDEN_DIR names another set
