@@ -52,9 +52,15 @@ check_nostd() { # core and edge alone, without defaults, for bare targets
   done
 }
 
-check_bare-metal() { # matching + aggregation + loss on a Cortex-M in an emulator
+bare_metal() { # `run` or `build` the Cortex-M program with a toolchain that brings the sources of core
   cross "rust src gcc qemu-user qemu-system"
-  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo run --release --locked)
+  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo "$1" --release --locked \
+    -Zbuild-std=core -Zbuild-std-features=compiler-builtins-mem \
+    --config 'target.thumbv7em-none-eabihf.linker="ld.lld"')
+}
+
+check_bare-metal() { # matching + aggregation + loss on a Cortex-M in an emulator
+  bare_metal run
 }
 
 check_arm() { # the core tests on emulated aarch64
@@ -75,11 +81,9 @@ check_deny() { # licences, sources, banned crates
   cargo deny check licenses bans sources
 }
 
-check_size() { # bytes of code of the bare-metal program
-  cross "rust src gcc qemu-user qemu-system"
-  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo build --release --locked)
-  size pass-core/bare-metal/target/thumbv7em-none-eabihf/release/bare-metal ||
-    ls -l pass-core/bare-metal/target/thumbv7em-none-eabihf/release/bare-metal
+check_size() { # bytes of code and data of the bare-metal program
+  bare_metal build
+  size pass-core/bare-metal/target/thumbv7em-none-eabihf/release/pass-core-bare-metal
 }
 
 check_cuda() { # compiles with CUDA on a machine that has none, and starts there
@@ -104,7 +108,7 @@ check_demo() { # the README's first command, cut short
 names() { sed -n 's/^check_\([a-z-]*\)() { # \(.*\)/\1\t\2/p' tests/ci.sh; }
 
 [ $# -gt 0 ] || { names | expand -t 14; exit 0; }
-[ "$1" != all ] || set -- fmt clippy doc test demo nostd bare-metal
+[ "$1" != all ] || set -- fmt clippy doc nostd bare-metal demo test
 for name in "$@"; do
   declare -F "check_$name" >/dev/null || { echo "ci.sh: unknown check \`$name\`; known:" >&2; names | expand -t 14 >&2; exit 2; }
   title "$name"

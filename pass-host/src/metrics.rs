@@ -46,7 +46,7 @@ pub struct Metrics {
     pub kl_patch: f64,
     /// Standard deviation of the normalized features, mean over channels.
     pub feature_std: f64,
-    /// Share of positives on which student and teacher agree.
+    /// Share of (patch, positive) pairs whose teacher prototypes are the same.
     pub positives_agreement: f64,
     /// Training speed since the last line.
     pub images_per_s: f64,
