@@ -28,7 +28,10 @@ fn expect_dependencies(package: &str, promised: &[&str]) {
 #[test]
 fn core_depends_on_no_one_but_bounded_lists_and_optional_views() {
     expect_dependencies("pass-core", &["heapless", "matrixmultiply", "ndarray"]);
-    for line in ["matrixmultiply = { workspace = true, optional = true }", "ndarray = { workspace = true, optional = true }"] {
+    for line in [
+        "matrixmultiply = { workspace = true, optional = true }",
+        "ndarray = { workspace = true, optional = true }",
+    ] {
         assert!(read("pass-core/Cargo.toml").contains(line), "must stay optional: {line}");
     }
 }
@@ -44,7 +47,10 @@ fn gradient_stopping_layers_are_not_in_the_build() {
     let lock = read("Cargo.lock");
     assert!(!lock.contains("name = \"candle-nn\""), "candle-nn is banned: use pass_host::ops");
     assert!(!lock.contains("name = \"candle-transformers\""), "it pulls in candle-nn");
-    assert!(read("clippy.toml").contains("apply_op1_no_bwd"), "the lint that bans operations without gradient");
+    assert!(
+        read("clippy.toml").contains("apply_op1_no_bwd"),
+        "the lint that bans operations without gradient"
+    );
 }
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -71,7 +77,9 @@ fn core_and_edge_know_no_tensors_clock_or_files() {
     for folder in ["pass-core/src", "pass-edge/src"] {
         for (path, text) in sources(folder) {
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            for word in ["candle", "std::fs", "std::time", "std::net", "rand::", "extern crate alloc", "alloc::"] {
+            for word in
+                ["candle", "std::fs", "std::time", "std::net", "rand::", "extern crate alloc", "alloc::"]
+            {
                 assert!(!code.contains(word), "{}: `{word}`", path.display());
             }
         }

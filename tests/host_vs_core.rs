@@ -74,7 +74,9 @@ fn positives_and_aggregates_agree() {
     let host = ok(aggregation::AggregationHead::new(&parameters, "ca_head", HEADS, Ops::fused()));
     let of = |name: &str| values(&ok(parameters.get(name)));
     let blocks: Vec<ClassAttentionParameters<Vec<f32>>> = (0..CLASS_ATTENTION_BLOCKS)
-        .map(|block| ClassAttentionParameters::from_fn(|name| of(&format!("ca_head.cls_blocks.{block}.{name}"))))
+        .map(|block| {
+            ClassAttentionParameters::from_fn(|name| of(&format!("ca_head.cls_blocks.{block}.{name}")))
+        })
         .collect();
     let blocks: Vec<ClassAttention<'_>> = blocks
         .iter()
@@ -93,7 +95,8 @@ fn positives_and_aggregates_agree() {
             let positives = ok(matching::positives(&tensor, (height, width), &matching));
             let aggregated = ok(host.forward(&tensor, Some(&positives)));
             let aggregates = aggregated.patches.expect("positives were given");
-            let tokens = ok(Tensor::cat(&[&aggregated.class, &aggregates], 1).and_then(|x| host.normalize(&x)));
+            let tokens =
+                ok(Tensor::cat(&[&aggregated.class, &aggregates], 1).and_then(|x| host.normalize(&x)));
             let student = ok(host.forward(&tensor, None).and_then(|x| host.normalize(&x.class)));
             let mean = values(&ok(Ops::fused().gather_mean(&tensor, &positives)));
 
@@ -129,7 +132,9 @@ fn losses_agree() {
     let crops = globals + locals;
     let temperatures = Temperatures { student: 0.1, teacher: 0.05 };
     let center = normal(1, prototypes);
-    let logits = |seed, rows| Array2::from_shape_vec((rows, prototypes), normal(seed, rows * prototypes)).expect("fits");
+    let logits = |seed, rows| {
+        Array2::from_shape_vec((rows, prototypes), normal(seed, rows * prototypes)).expect("fits")
+    };
     let tensor = |array: &Array2<f32>| {
         ok(Tensor::from_slice(array.as_slice().expect("contiguous"), array.dim(), &Device::Cpu))
     };
@@ -137,7 +142,8 @@ fn losses_agree() {
     let loss = |student: &Array2<f32>, teacher: &Array2<f32>, pairs: &[(u32, u32)], weights: &[f32]| {
         let center = ok(Tensor::from_slice(&center, prototypes, &Device::Cpu));
         let (student, teacher) = (tensor(student), tensor(teacher));
-        let loss = ok(Ops::fused().cross_entropy_with_stats(&student, &teacher, &center, 0.1, 0.05, pairs, weights));
+        let loss =
+            ok(Ops::fused().cross_entropy_with_stats(&student, &teacher, &center, 0.1, 0.05, pairs, weights));
         ok(loss.0.to_scalar::<f32>())
     };
 

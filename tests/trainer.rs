@@ -49,11 +49,15 @@ fn crops(config: &TrainConfig, range: std::ops::Range<usize>) -> Crops {
             for image in range.clone() {
                 keys.push(crop * 100 + image);
                 let key = (crop * 100 + image) as f32;
-                pixels.extend((0..3 * side * side).map(|i| ((i as f32 * 0.37 + key * 1.7).sin() * 43.7).fract()));
+                pixels.extend(
+                    (0..3 * side * side).map(|i| ((i as f32 * 0.37 + key * 1.7).sin() * 43.7).fract()),
+                );
             }
         }
         let images = ok(Tensor::from_vec(pixels, (keys.len(), 3, side, side), &Device::Cpu));
-        let row = |application: usize| keys.iter().map(move |key| ((key * 7 + application * 13) % 10) as f64 / 10.0);
+        let row = |application: usize| {
+            keys.iter().map(move |key| ((key * 7 + application * 13) % 10) as f64 / 10.0)
+        };
         let drop_path = (config.model.drop_path > 0.0)
             .then(|| (0..applications).map(|application| row(application).collect()).collect());
         CropGroup { images, crops: count, drop_path }
@@ -123,7 +127,8 @@ fn gradients_agree_with_finite_differences() {
         values[index] += shift;
         let changed = ok(Tensor::from_vec(values, parameter.shape(), &Device::Cpu));
         let named = trainer.student.parameters.to_tensors().into_iter();
-        let named = named.map(|(own, tensor)| if own == name { (own, changed.clone()) } else { (own, tensor) });
+        let named =
+            named.map(|(own, tensor)| if own == name { (own, changed.clone()) } else { (own, tensor) });
         let architecture = pass_host::model::Architecture::from_config(&config);
         let student = pass_host::model::parameters::Parameters::from_tensors(
             &architecture,
@@ -133,7 +138,14 @@ fn gradients_agree_with_finite_differences() {
         )
         .unwrap_or_else(|error| panic!("{error}"));
         let teacher = ok(trainer.student.parameters.to_teacher());
-        let trainer = ok(Trainer::assemble(&config, &architecture, student, teacher, trainer.centers, trainer.optimizer));
+        let trainer = ok(Trainer::assemble(
+            &config,
+            &architecture,
+            student,
+            teacher,
+            trainer.centers,
+            trainer.optimizer,
+        ));
         f64::from(ok(ok(trainer.losses(&crops(&config, 0..4), 0.05)).total.to_scalar::<f32>()))
     };
     for name in [
@@ -168,8 +180,7 @@ fn accumulated_micro_batches_equal_one_batch() {
     let (mut whole, mut parts) = (trainer(&config), trainer(&config));
     for _ in 0..3 {
         let one = ok(whole.step(&[crops(&config, 0..4)], &SCHEDULE)).expect("finite");
-        let two =
-            ok(parts.step(&[crops(&config, 0..2), crops(&config, 2..4)], &SCHEDULE)).expect("finite");
+        let two = ok(parts.step(&[crops(&config, 0..2), crops(&config, 2..4)], &SCHEDULE)).expect("finite");
         assert!((one.loss - two.loss).abs() < 1e-4 * one.loss, "{} {}", one.loss, two.loss);
         assert!((one.grad_norm - two.grad_norm).abs() < 1e-3 * one.grad_norm);
     }
@@ -219,11 +230,23 @@ fn every_switch_of_the_method_trains() {
 fn non_finite_input_changes_nothing() {
     let config = tiny();
     let mut trainer = trainer(&config);
-    let before = trainer.to_parts().map(|part| part.into_iter().map(|(_, t)| ok(t.flatten_all().and_then(|t| t.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()))).collect::<Vec<_>>());
+    let before = trainer.to_parts().map(|part| {
+        part.into_iter()
+            .map(|(_, t)| {
+                ok(t.flatten_all().and_then(|t| t.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()))
+            })
+            .collect::<Vec<_>>()
+    });
     let mut batch = crops(&config, 0..4);
     batch.global.images = ok(&batch.global.images * f64::NAN);
     let fault = ok(trainer.step(&[batch], &SCHEDULE)).err().expect("a fault");
     assert_eq!(fault.term, "class loss");
-    let after = trainer.to_parts().map(|part| part.into_iter().map(|(_, t)| ok(t.flatten_all().and_then(|t| t.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()))).collect::<Vec<_>>());
+    let after = trainer.to_parts().map(|part| {
+        part.into_iter()
+            .map(|(_, t)| {
+                ok(t.flatten_all().and_then(|t| t.to_dtype(candle_core::DType::F32)?.to_vec1::<f32>()))
+            })
+            .collect::<Vec<_>>()
+    });
     assert_eq!(before, after);
 }

@@ -12,9 +12,8 @@ use pass_tests::{Golden, GoldenFile};
 
 use super::{both_ops, cases, check, ok, size_suffix, tensor, values};
 
-fn rule(window: usize, k: usize) -> Matching {
-    let config =
-        PatchObjective { window: Window::Side(window), k, border: Border::Wrap, ..Default::default() };
+fn rule(window: Window, k: usize) -> Matching {
+    let config = PatchObjective { window, k, border: Border::Wrap, ..Default::default() };
     Matching::from_config(&config)
 }
 
@@ -65,7 +64,11 @@ pub(crate) fn matching(golden: &Golden) {
         let (_, shape) = file.tensor(&name("similarity"));
         let (_, top) = file.tensor(&name("top_index"));
         let (neighbours, k) = (shape[2], top[2]);
-        let window = (neighbours + 1).isqrt();
+        // the number of candidates tells the window
+        let window = match neighbours + 1 {
+            all if all == height * width => Window::All(pass_host::config::AllPatches::All),
+            area => Window::Side(area.isqrt()),
+        };
         let matching = rule(window, k);
         let features = tensor(&file, &name("features"));
         let (columns, similarities) = ok(matching::similarities(&features, (height, width), &matching));
