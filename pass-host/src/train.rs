@@ -54,8 +54,15 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let started = Instant::now();
     let config = &settings.config;
     let cache = (!settings.dry_run).then(|| settings.out.join("index.bin"));
+    let new = !settings.out.exists();
     let index = Arc::new(ImageIndex::build(&config.data, cache.as_deref())?);
-    config.check_images(index.len())?;
+    if let Err(error) = config.check_images(index.len()) {
+        if new {
+            // the cached index is all there is; a run that cannot start leaves nothing behind
+            std::fs::remove_dir_all(&settings.out).ok();
+        }
+        return Err(error.into());
+    }
     let progress_plan = plan(settings, &index);
     if settings.dry_run {
         return Ok(progress_plan);

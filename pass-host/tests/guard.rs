@@ -128,3 +128,13 @@ fn a_damaged_checkpoint_is_passed_over() {
     assert!(stderr(&output).contains("passed over"), "{}", stderr(&output));
     assert_eq!(expected, fs::read(latest(&run).join("student.safetensors")).expect("weights"));
 }
+
+#[test]
+fn a_run_that_cannot_start_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = folder.path().join("run");
+    let output = finish(train(&run, 2, &["optim.batch=500"], &[]));
+    expect_code(&output, 2);
+    assert!(stderr(&output).contains("fewer than one batch of 500"), "{}", stderr(&output));
+    assert!(!run.exists());
+}
