@@ -1,0 +1,211 @@
+//! Attention of one tile of queries to all keys, head by head: no attention matrix beyond the rows of the tile exists.
+//!
+//! Queries, keys and values of a tile of 16 tokens are stored together: `[q | k | v]`, each `[heads, 16·d]`, `d` channels
+//! a head, as the products read them: queries `[token][channel]`; keys `[channel/2][token][2]`: one panel of 16 tokens;
+//! values `[channel/16][token/2][16][2]`: panels of 16 channels whose groups of tokens go on in the next tile.
+
+use super::elementary::{LANES, exp_nonpositive, largest, sum};
+use super::quantize::quantize_i16;
+use crate::error::{Error, Result};
+use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR};
+use crate::scratch::TILE;
+
+/// Channels of a head, at most (`Architecture::validate`).
+const MOST_CHANNELS: usize = 512;
+/// Tiles whose weighted values are summed as integers: 512 tokens, so that a sum stays below 2³¹.
+const SUMMED_TILES: usize = 512 / TILE;
+
+/// Queries, keys and values of all tokens.
+pub(crate) struct Projections<'a> {
+    /// `[tiles, 3, heads, 16·d]`.
+    pub(crate) values: &'a [i16],
+    /// `[tiles, 3, heads, 16]`.
+    pub(crate) scales: &'a [f32],
+    pub(crate) tokens: usize,
+    pub(crate) heads: usize,
+    pub(crate) dim: usize,
+}
+
+/// Quantizes the rows `qkv` `[rows, 3·D]` of one tile into its place; rows the tile lacks are zeros.
+#[inline(always)]
+pub(crate) fn store_projections(
+    qkv: &[f32],
+    dim: usize,
+    heads: usize,
+    values: &mut [i16],
+    scales: &mut [f32],
+) {
+    let d = dim / heads;
+    let query_scale = 1.0 / pass_core::math::sqrt(d as f32);
+    if qkv.len() < TILE * 3 * dim {
+        values.fill(0);
+        scales.fill(0.0);
+    }
+    let mut row_buffer = [0_i16; MOST_CHANNELS];
+    let parts = values.chunks_exact_mut(TILE * d).zip(scales.chunks_exact_mut(TILE)).enumerate();
+    for (part, (values, scales)) in parts {
+        for (row, qkv) in qkv.chunks_exact(3 * dim).enumerate() {
+            let x = qkv.get(part * d..(part + 1) * d).unwrap_or_default();
+            let quantized = row_buffer.get_mut(..d).unwrap_or_default();
+            let scale = quantize_i16(x, quantized);
+            if let Some(kept) = scales.get_mut(row) {
+                *kept = if part < heads { scale * query_scale } else { scale };
+            }
+            match part / heads {
+                0 => {
+                    if let Some(queries) = values.chunks_exact_mut(d).nth(row) {
+                        queries.copy_from_slice(quantized);
+                    }
+                }
+                1 => {
+                    let (groups, _) = values.as_chunks_mut::<PAIR>();
+                    for (group, pair) in groups.iter_mut().zip(quantized.as_chunks::<2>().0) {
+                        if let Some(place) = group.as_chunks_mut::<2>().0.get_mut(row) {
+                            *place = *pair;
+                        }
+                    }
+                }
+                _ => {
+                    let panels = values.chunks_exact_mut(TILE * LANES).zip(quantized.as_chunks::<LANES>().0);
+                    for (panel, channels) in panels {
+                        if let Some(group) = panel.as_chunks_mut::<PAIR>().0.get_mut(row / 2) {
+                            for (place, channel) in group.iter_mut().skip(row % 2).step_by(2).zip(channels) {
+                                *place = *channel;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries of tile `index`.
+///
+/// - `scores`: `[16, padded tokens]` at least; `weights`: exactly that.
+/// - `attended`: `[16, D]`.
+///
+/// The scale of a value multiplies its attention weight before that is quantized, so one integer product serves all tokens.
+pub(crate) fn attend<K: Arithmetic>(
+    kernel: K,
+    projections: &Projections<'_>,
+    index: usize,
+    rows: usize,
+    scores: &mut [f32],
+    weights: &mut [i16],
+    attended: &mut [f32],
+) -> Result<()> {
+    let &Projections { values, scales, tokens, heads, dim } = projections;
+    let d = dim / heads;
+    let padded = tokens.next_multiple_of(TILE);
+    let tile_len = 3 * TILE * dim;
+    let short =
+        Error::LengthMismatch { what: "projections", expected: padded * 3 * dim, actual: values.len() };
+    let mut sums = [0_i32; TILE * CHUNK];
+    for head in 0..heads {
+        let place = |part: usize| (part * heads + head) * TILE * d;
+        let queries = values.get(index * tile_len + place(0)..).ok_or(short)?;
+        let tile_scales = scales.chunks_exact(3 * heads * TILE);
+        let query_scales =
+            tile_scales.clone().nth(index).and_then(|scales| scales.chunks_exact(TILE).nth(head));
+        let query_scales = query_scales.unwrap_or_default();
+
+        for (chunk, first) in (0..padded).step_by(CHUNK).enumerate() {
+            let columns = CHUNK.min(padded - first);
+            let first_tile = first / TILE;
+            let panels = I16Panels {
+                values: values.get(first_tile * tile_len + place(1)..).ok_or(short)?,
+                panels: columns / TILE,
+                panel_stride: tile_len,
+                run: d / 2,
+                runs: 1,
+                run_stride: 0,
+            };
+            kernel.matmul_i16(I16Product::new(queries, d, rows, panels, &mut sums)?);
+            kernel.vectorize(|| {
+                let all = sums.chunks_exact(columns).zip(scores.chunks_exact_mut(padded)).zip(query_scales);
+                for ((sums, scores), query_scale) in all.take(rows) {
+                    let scores = scores.get_mut(first..first + columns).unwrap_or_default();
+                    let keys = tile_scales
+                        .clone()
+                        .skip(chunk * (CHUNK / TILE))
+                        .map(|tile| tile.get((heads + head) * TILE..).unwrap_or_default());
+                    let lanes = scores.as_chunks_mut::<TILE>().0.iter_mut().zip(sums.as_chunks::<TILE>().0);
+                    for ((scores, sums), keys) in lanes.zip(keys) {
+                        for ((score, sum), key_scale) in scores.iter_mut().zip(sums).zip(keys) {
+                            *score = *sum as f32 * (query_scale * key_scale);
+                        }
+                    }
+                }
+            });
+        }
+
+        let mut factors = [0.0; TILE];
+        let all = scores.chunks_exact_mut(padded).zip(weights.chunks_exact_mut(padded)).zip(&mut factors);
+        for ((scores, weights), factor) in all.take(rows) {
+            kernel.vectorize(|| {
+                let value_scales =
+                    tile_scales.clone().map(|tile| tile.get((2 * heads + head) * TILE..).unwrap_or_default());
+                *factor = softmax_weights(scores, tokens, value_scales, weights);
+            });
+        }
+
+        for first_tile in (0..padded / TILE).step_by(SUMMED_TILES) {
+            let runs = SUMMED_TILES.min(padded / TILE - first_tile);
+            let weights = weights.get(first_tile * TILE..).ok_or(short)?;
+            for first_channel in (0..d).step_by(CHUNK) {
+                let columns = CHUNK.min(d - first_channel);
+                let start = first_tile * tile_len + place(2) + first_channel * TILE;
+                let panels = I16Panels {
+                    values: values.get(start..).ok_or(short)?,
+                    panels: columns / LANES,
+                    panel_stride: LANES * TILE,
+                    run: TILE / 2,
+                    runs,
+                    run_stride: tile_len,
+                };
+                kernel.matmul_i16(I16Product::new(weights, padded, rows, panels, &mut sums)?);
+                kernel.vectorize(|| {
+                    let all = sums.chunks_exact(columns).zip(attended.chunks_exact_mut(dim)).zip(&factors);
+                    for ((sums, attended), factor) in all.take(rows) {
+                        let start = head * d + first_channel;
+                        let attended = attended.get_mut(start..start + columns).unwrap_or_default();
+                        for (attended, sum) in attended.iter_mut().zip(sums) {
+                            let value = *sum as f32 * factor;
+                            *attended = if first_tile == 0 { value } else { *attended + value };
+                        }
+                    }
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Softmax of a row of scores, times the scale of each value, quantized; gives the factor of the integer weights.
+#[inline(always)]
+fn softmax_weights<'a>(
+    scores: &mut [f32],
+    tokens: usize,
+    value_scales: impl Iterator<Item = &'a [f32]>,
+    weights: &mut [i16],
+) -> f32 {
+    for padding in scores.iter_mut().skip(tokens) {
+        *padding = f32::MIN;
+    }
+    let most = largest(scores, f32::MIN, |score| score);
+    let lanes = scores.as_chunks_mut::<LANES>().0;
+    for scores in lanes.iter_mut() {
+        for score in scores.iter_mut() {
+            *score = exp_nonpositive(*score - most);
+        }
+    }
+    let total = sum(scores, |weight| weight);
+    let lanes = scores.as_chunks_mut::<LANES>().0;
+    for (scores, value_scales) in lanes.iter_mut().zip(value_scales) {
+        for (score, value_scale) in scores.iter_mut().zip(value_scales) {
+            *score *= value_scale;
+        }
+    }
+    quantize_i16(scores, weights) / total
+}

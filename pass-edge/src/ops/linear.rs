@@ -1,0 +1,81 @@
+//! A linear map on int8 rows, with what follows it while the sums are still in the first-level cache.
+
+use super::elementary::{LANES, gelu};
+use crate::error::{Error, Result};
+use crate::format::{Linear, floats};
+use crate::kernels::{Arithmetic, CHUNK, I8Product};
+use crate::scratch::TILE;
+
+/// What is done with `y = W·x + b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Epilogue {
+    /// `out = y`.
+    Store,
+    /// `out = GELU(y)`.
+    Gelu,
+    /// `out += y`.
+    Add,
+}
+
+/// `y[row] = (Σ q·w) · (scale[row] · layer.scale) + layer.bias`.
+///
+/// - `inputs`: `[rows, width]` int8, `width` the padded inputs of the layer; `scales`: one a row.
+/// - `out`: `[rows, outputs]`.
+pub(crate) fn linear<K: Arithmetic>(
+    kernel: K,
+    rows: usize,
+    width: usize,
+    inputs: &[i8],
+    scales: &[f32; TILE],
+    layer: &Linear<&[u8]>,
+    epilogue: Epilogue,
+    out: &mut [f32],
+) -> Result<()> {
+    let outputs = layer.bias.len() / size_of::<f32>();
+    let short = Error::LengthMismatch { what: "inputs", expected: rows * width, actual: inputs.len() };
+    let inputs = inputs.get(..rows * width).ok_or(short)?;
+    let mut sums = [0_i32; TILE * CHUNK];
+    let parameters = layer.scale.chunks(4 * CHUNK).zip(layer.bias.chunks(4 * CHUNK));
+    for (index, (weight, (scale, bias))) in layer.weight.chunks(CHUNK * width).zip(parameters).enumerate() {
+        let product = I8Product::new(inputs, width, weight, &mut sums)?;
+        kernel.matmul_i8(product);
+        let columns = bias.len() / size_of::<f32>();
+        kernel.vectorize(|| {
+            let mut parameters = [[0.0_f32; CHUNK]; 2];
+            for (kept, bytes) in parameters.iter_mut().zip([scale, bias]) {
+                for (kept, value) in kept.iter_mut().zip(floats(bytes)) {
+                    *kept = value;
+                }
+            }
+            let rows = sums.chunks_exact(columns).zip(out.chunks_exact_mut(outputs)).zip(scales).take(rows);
+            for ((sums, out), scale) in rows {
+                let out = out.get_mut(index * CHUNK..index * CHUNK + columns).unwrap_or_default();
+                match epilogue {
+                    Epilogue::Store => finish_row(sums, *scale, &parameters, out, |_, y| y),
+                    Epilogue::Gelu => finish_row(sums, *scale, &parameters, out, |_, y| gelu(y)),
+                    Epilogue::Add => finish_row(sums, *scale, &parameters, out, |x, y| x + y),
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn finish_row(
+    sums: &[i32],
+    row_scale: f32,
+    [scale, bias]: &[[f32; CHUNK]; 2],
+    out: &mut [f32],
+    apply: impl Fn(f32, f32) -> f32,
+) {
+    let sums = sums.as_chunks::<LANES>().0;
+    let (scale, bias) = (scale.as_chunks::<LANES>().0, bias.as_chunks::<LANES>().0);
+    let out = out.as_chunks_mut::<LANES>().0;
+    for (((out, sums), scale), bias) in out.iter_mut().zip(sums).zip(scale).zip(bias) {
+        for lane in 0..LANES {
+            let y = sums[lane] as f32 * (row_scale * scale[lane]) + bias[lane];
+            out[lane] = apply(out[lane], y);
+        }
+    }
+}
