@@ -77,10 +77,17 @@ impl Kernel {
     }
 }
 
+/// f32 work over lanes. `run` must be `inline(always)`: only what is inlined is compiled with the kernel's instructions,
+/// which a closure need not be.
+pub(crate) trait Work {
+    type Output;
+    fn run(self) -> Self::Output;
+}
+
 /// What a kernel provides.
 pub(crate) trait Arithmetic: Copy {
-    /// Runs `work` compiled with the kernel's instructions, as far as it is inlined.
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R;
+    /// Runs `work` compiled with the kernel's instructions.
+    fn vectorize<W: Work>(self, work: W) -> W::Output;
 
     /// `sums[r][n] = Σₖ a[r][k] · w[k][n]`.
     fn matmul_i8(self, product: I8Product<'_>);

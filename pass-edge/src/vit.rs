@@ -5,10 +5,10 @@ use crate::format::{Architecture, Block, INPUT_MULTIPLE, floats};
 use crate::image::Image;
 use crate::kernels::{Arithmetic, Kernel};
 use crate::model::Model;
-use crate::ops::attention::{Projections, attend, store_projections};
-use crate::ops::layer_norm::layer_norm;
+use crate::ops::attention::{Projections, StoreProjections, attend};
+use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Epilogue, linear};
-use crate::ops::quantize::quantize_i8;
+use crate::ops::quantize::QuantizeI8;
 use crate::scratch::{Plan, Scratch, TILE};
 
 /// Features of an image of exactly the model's size.
@@ -87,7 +87,7 @@ impl Forward<'_, '_, '_> {
         }
         if let Some(norm) = &self.model.tail().norm {
             for x in x.chunks_exact_mut(a.dim()) {
-                kernel.vectorize(|| layer_norm(x, norm, tile.normed));
+                kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
                 x.copy_from_slice(tile.normed);
             }
         }
@@ -137,10 +137,8 @@ fn norm_and_quantize<K: Arithmetic>(
 ) {
     let rows = x.chunks_exact(dim).zip(tile.inputs.chunks_exact_mut(dim)).zip(&mut tile.scales);
     for ((x, inputs), scale) in rows {
-        kernel.vectorize(|| {
-            layer_norm(x, norm, tile.normed);
-            *scale = quantize_i8(tile.normed, inputs);
-        });
+        kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
+        *scale = kernel.vectorize(QuantizeI8 { x: tile.normed, out: inputs });
     }
 }
 
@@ -159,7 +157,7 @@ fn project<K: Arithmetic>(
     norm_and_quantize(kernel, x, &block.norm1, dim, tile);
     linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.qkv, Epilogue::Store, tile.wide)?;
     let qkv = tile.wide.get(..rows * 3 * dim).unwrap_or_default();
-    kernel.vectorize(|| store_projections(qkv, dim, a.heads as usize, values, scales));
+    kernel.vectorize(StoreProjections { qkv, dim, heads: a.heads as usize, values, scales });
     Ok(())
 }
 
@@ -196,6 +194,6 @@ fn quantize_rows<K: Arithmetic>(
 ) {
     let all = x.chunks_exact(width).zip(quantized.chunks_exact_mut(width)).zip(scales).take(rows);
     for ((x, quantized), scale) in all {
-        kernel.vectorize(|| *scale = quantize_i8(x, quantized));
+        *scale = kernel.vectorize(QuantizeI8 { x, out: quantized });
     }
 }

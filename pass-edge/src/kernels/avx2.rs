@@ -6,7 +6,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
 
 /// Proof that the processor has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,10 @@ impl Avx2 {
 
 impl Arithmetic for Avx2 {
     #[inline(always)]
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
+    fn vectorize<W: Work>(self, work: W) -> W::Output {
         #[target_feature(enable = "avx2")]
-        fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-            work()
+        fn with_avx2<W: Work>(work: W) -> W::Output {
+            work.run()
         }
         // SAFETY: `self` proves AVX2.
         unsafe { with_avx2(work) }

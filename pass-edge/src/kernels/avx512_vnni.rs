@@ -7,7 +7,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +44,10 @@ impl Avx512Vnni {
 
 impl Arithmetic for Avx512Vnni {
     #[inline(always)]
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
+    fn vectorize<W: Work>(self, work: W) -> W::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
-            work()
+        fn with_avx512<W: Work>(work: W) -> W::Output {
+            work.run()
         }
         // SAFETY: `self` proves these features.
         unsafe { with_avx512(work) }

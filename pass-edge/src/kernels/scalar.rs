@@ -1,6 +1,6 @@
 //! The reference: plain Rust in the order of the definition.
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
 
 /// No instructions beyond the target's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,8 +8,8 @@ pub(crate) struct Scalar;
 
 impl Arithmetic for Scalar {
     #[inline(always)]
-    fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
-        work()
+    fn vectorize<W: Work>(self, work: W) -> W::Output {
+        work.run()
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {

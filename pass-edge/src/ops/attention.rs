@@ -7,7 +7,7 @@
 use super::elementary::{LANES, exp_nonpositive, largest, sum};
 use super::quantize::quantize_i16;
 use crate::error::{Error, Result};
-use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR};
+use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Work};
 use crate::scratch::TILE;
 
 /// Channels of a head, at most (`Architecture::validate`).
@@ -26,51 +26,70 @@ pub(crate) struct Projections<'a> {
     pub(crate) dim: usize,
 }
 
-/// Quantizes the rows `qkv` `[rows, 3·D]` of one tile into its place; rows the tile lacks are zeros.
-#[inline(always)]
-pub(crate) fn store_projections(
-    qkv: &[f32],
-    dim: usize,
-    heads: usize,
-    values: &mut [i16],
-    scales: &mut [f32],
-) {
-    let d = dim / heads;
-    let query_scale = 1.0 / pass_core::math::sqrt(d as f32);
-    if qkv.len() < TILE * 3 * dim {
-        values.fill(0);
-        scales.fill(0.0);
+impl<'a> Projections<'a> {
+    /// Scales of a head's queries, keys or values (`part` 0, 1, 2), tile by tile.
+    #[inline(always)]
+    fn part_scales(&self, part: usize, head: usize) -> impl Iterator<Item = &'a [f32; TILE]> + use<'a> {
+        let step = 3 * self.heads;
+        self.scales.as_chunks::<TILE>().0.iter().skip(part * self.heads + head).step_by(step)
     }
-    let mut row_buffer = [0_i16; MOST_CHANNELS];
-    let parts = values.chunks_exact_mut(TILE * d).zip(scales.chunks_exact_mut(TILE)).enumerate();
-    for (part, (values, scales)) in parts {
-        for (row, qkv) in qkv.chunks_exact(3 * dim).enumerate() {
-            let x = qkv.get(part * d..(part + 1) * d).unwrap_or_default();
-            let quantized = row_buffer.get_mut(..d).unwrap_or_default();
-            let scale = quantize_i16(x, quantized);
-            if let Some(kept) = scales.get_mut(row) {
-                *kept = if part < heads { scale * query_scale } else { scale };
-            }
-            match part / heads {
-                0 => {
-                    if let Some(queries) = values.chunks_exact_mut(d).nth(row) {
-                        queries.copy_from_slice(quantized);
-                    }
+}
+
+/// Quantizes the rows `qkv` `[rows, 3·D]` of one tile into its place; rows the tile lacks are zeros.
+pub(crate) struct StoreProjections<'a> {
+    pub(crate) qkv: &'a [f32],
+    pub(crate) dim: usize,
+    pub(crate) heads: usize,
+    pub(crate) values: &'a mut [i16],
+    pub(crate) scales: &'a mut [f32],
+}
+
+impl Work for StoreProjections<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { qkv, dim, heads, values, scales } = self;
+        let d = dim / heads;
+        let query_scale = 1.0 / pass_core::math::sqrt(d as f32);
+        if qkv.len() < TILE * 3 * dim {
+            values.fill(0);
+            scales.fill(0.0);
+        }
+        let mut row_buffer = [0_i16; MOST_CHANNELS];
+        let parts = values.chunks_exact_mut(TILE * d).zip(scales.chunks_exact_mut(TILE)).enumerate();
+        for (part, (values, scales)) in parts {
+            for (row, qkv) in qkv.chunks_exact(3 * dim).enumerate() {
+                let x = qkv.get(part * d..(part + 1) * d).unwrap_or_default();
+                let quantized = row_buffer.get_mut(..d).unwrap_or_default();
+                let scale = quantize_i16(x, quantized);
+                if let Some(kept) = scales.get_mut(row) {
+                    *kept = if part < heads { scale * query_scale } else { scale };
                 }
-                1 => {
-                    let (groups, _) = values.as_chunks_mut::<PAIR>();
-                    for (group, pair) in groups.iter_mut().zip(quantized.as_chunks::<2>().0) {
-                        if let Some(place) = group.as_chunks_mut::<2>().0.get_mut(row) {
-                            *place = *pair;
+                match part / heads {
+                    0 => {
+                        if let Some(queries) = values.chunks_exact_mut(d).nth(row) {
+                            queries.copy_from_slice(quantized);
                         }
                     }
-                }
-                _ => {
-                    let panels = values.chunks_exact_mut(TILE * LANES).zip(quantized.as_chunks::<LANES>().0);
-                    for (panel, channels) in panels {
-                        if let Some(group) = panel.as_chunks_mut::<PAIR>().0.get_mut(row / 2) {
-                            for (place, channel) in group.iter_mut().skip(row % 2).step_by(2).zip(channels) {
-                                *place = *channel;
+                    1 => {
+                        let (groups, _) = values.as_chunks_mut::<PAIR>();
+                        for (group, pair) in groups.iter_mut().zip(quantized.as_chunks::<2>().0) {
+                            if let Some(place) = group.as_chunks_mut::<2>().0.get_mut(row) {
+                                *place = *pair;
+                            }
+                        }
+                    }
+                    _ => {
+                        let panels =
+                            values.chunks_exact_mut(TILE * LANES).zip(quantized.as_chunks::<LANES>().0);
+                        for (panel, channels) in panels {
+                            if let Some(group) = panel.as_chunks_mut::<PAIR>().0.get_mut(row / 2) {
+                                for (place, channel) in
+                                    group.iter_mut().skip(row % 2).step_by(2).zip(channels)
+                                {
+                                    *place = *channel;
+                                }
                             }
                         }
                     }
@@ -95,7 +114,7 @@ pub(crate) fn attend<K: Arithmetic>(
     weights: &mut [i16],
     attended: &mut [f32],
 ) -> Result<()> {
-    let &Projections { values, scales, tokens, heads, dim } = projections;
+    let &Projections { values, tokens, heads, dim, .. } = projections;
     let d = dim / heads;
     let padded = tokens.next_multiple_of(TILE);
     let tile_len = 3 * TILE * dim;
@@ -105,49 +124,34 @@ pub(crate) fn attend<K: Arithmetic>(
     for head in 0..heads {
         let place = |part: usize| (part * heads + head) * TILE * d;
         let queries = values.get(index * tile_len + place(0)..).ok_or(short)?;
-        let tile_scales = scales.chunks_exact(3 * heads * TILE);
-        let query_scales =
-            tile_scales.clone().nth(index).and_then(|scales| scales.chunks_exact(TILE).nth(head));
-        let query_scales = query_scales.unwrap_or_default();
+        let query_scales = projections.part_scales(0, head).nth(index).ok_or(short)?;
 
-        for (chunk, first) in (0..padded).step_by(CHUNK).enumerate() {
-            let columns = CHUNK.min(padded - first);
-            let first_tile = first / TILE;
+        for first_tile in (0..padded / TILE).step_by(CHUNK / TILE) {
+            let tiles = (CHUNK / TILE).min(padded / TILE - first_tile);
             let panels = I16Panels {
                 values: values.get(first_tile * tile_len + place(1)..).ok_or(short)?,
-                panels: columns / TILE,
+                panels: tiles,
                 panel_stride: tile_len,
                 run: d / 2,
                 runs: 1,
                 run_stride: 0,
             };
             kernel.matmul_i16(I16Product::new(queries, d, rows, panels, &mut sums)?);
-            kernel.vectorize(|| {
-                let all = sums.chunks_exact(columns).zip(scores.chunks_exact_mut(padded)).zip(query_scales);
-                for ((sums, scores), query_scale) in all.take(rows) {
-                    let scores = scores.get_mut(first..first + columns).unwrap_or_default();
-                    let keys = tile_scales
-                        .clone()
-                        .skip(chunk * (CHUNK / TILE))
-                        .map(|tile| tile.get((heads + head) * TILE..).unwrap_or_default());
-                    let lanes = scores.as_chunks_mut::<TILE>().0.iter_mut().zip(sums.as_chunks::<TILE>().0);
-                    for ((scores, sums), keys) in lanes.zip(keys) {
-                        for ((score, sum), key_scale) in scores.iter_mut().zip(sums).zip(keys) {
-                            *score = *sum as f32 * (query_scale * key_scale);
-                        }
-                    }
-                }
-            });
+            let scores = scores.get_mut(first_tile * TILE..).unwrap_or_default();
+            for (row, (sums, query_scale)) in
+                sums.chunks_exact(tiles * TILE).zip(query_scales).take(rows).enumerate()
+            {
+                let scores = scores.get_mut(row * padded..).unwrap_or_default();
+                let key_scales = projections.part_scales(1, head).skip(first_tile);
+                kernel.vectorize(ScaleScores { sums, query_scale: *query_scale, key_scales, scores });
+            }
         }
 
         let mut factors = [0.0; TILE];
         let all = scores.chunks_exact_mut(padded).zip(weights.chunks_exact_mut(padded)).zip(&mut factors);
         for ((scores, weights), factor) in all.take(rows) {
-            kernel.vectorize(|| {
-                let value_scales =
-                    tile_scales.clone().map(|tile| tile.get((2 * heads + head) * TILE..).unwrap_or_default());
-                *factor = softmax_weights(scores, tokens, value_scales, weights);
-            });
+            let value_scales = projections.part_scales(2, head);
+            *factor = kernel.vectorize(SoftmaxWeights { scores, tokens, value_scales, weights });
         }
 
         for first_tile in (0..padded / TILE).step_by(SUMMED_TILES) {
@@ -165,47 +169,95 @@ pub(crate) fn attend<K: Arithmetic>(
                     run_stride: tile_len,
                 };
                 kernel.matmul_i16(I16Product::new(weights, padded, rows, panels, &mut sums)?);
-                kernel.vectorize(|| {
-                    let all = sums.chunks_exact(columns).zip(attended.chunks_exact_mut(dim)).zip(&factors);
-                    for ((sums, attended), factor) in all.take(rows) {
-                        let start = head * d + first_channel;
-                        let attended = attended.get_mut(start..start + columns).unwrap_or_default();
-                        for (attended, sum) in attended.iter_mut().zip(sums) {
-                            let value = *sum as f32 * factor;
-                            *attended = if first_tile == 0 { value } else { *attended + value };
-                        }
+                let all = sums.chunks_exact(columns).zip(attended.chunks_exact_mut(dim)).zip(&factors);
+                for ((sums, attended), factor) in all.take(rows) {
+                    let start = head * d + first_channel;
+                    let attended = attended.get_mut(start..start + columns).unwrap_or_default();
+                    if first_tile == 0 {
+                        attended.fill(0.0);
                     }
-                });
+                    kernel.vectorize(AddWeighted { sums, factor: *factor, attended });
+                }
             }
         }
     }
     Ok(())
 }
 
+/// `scores = sums · (query scale · key scale)`.
+struct ScaleScores<'a, I> {
+    sums: &'a [i32],
+    query_scale: f32,
+    key_scales: I,
+    scores: &'a mut [f32],
+}
+
+impl<'a, I: Iterator<Item = &'a [f32; TILE]>> Work for ScaleScores<'_, I> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { sums, query_scale, key_scales, scores } = self;
+        let lanes = scores.as_chunks_mut::<TILE>().0.iter_mut().zip(sums.as_chunks::<TILE>().0);
+        for ((scores, sums), key_scales) in lanes.zip(key_scales) {
+            for lane in 0..TILE {
+                scores[lane] = sums[lane] as f32 * (query_scale * key_scales[lane]);
+            }
+        }
+    }
+}
+
+/// `attended += sums · factor`.
+struct AddWeighted<'a> {
+    sums: &'a [i32],
+    factor: f32,
+    attended: &'a mut [f32],
+}
+
+impl Work for AddWeighted<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let Self { sums, factor, attended } = self;
+        let lanes = attended.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks::<LANES>().0);
+        for (attended, sums) in lanes {
+            for lane in 0..LANES {
+                attended[lane] += sums[lane] as f32 * factor;
+            }
+        }
+    }
+}
+
 /// Softmax of a row of scores, times the scale of each value, quantized; gives the factor of the integer weights.
-#[inline(always)]
-fn softmax_weights<'a>(
-    scores: &mut [f32],
+struct SoftmaxWeights<'a, I> {
+    scores: &'a mut [f32],
     tokens: usize,
-    value_scales: impl Iterator<Item = &'a [f32]>,
-    weights: &mut [i16],
-) -> f32 {
-    for padding in scores.iter_mut().skip(tokens) {
-        *padding = f32::MIN;
-    }
-    let most = largest(scores, f32::MIN, |score| score);
-    let lanes = scores.as_chunks_mut::<LANES>().0;
-    for scores in lanes.iter_mut() {
-        for score in scores.iter_mut() {
-            *score = exp_nonpositive(*score - most);
+    value_scales: I,
+    weights: &'a mut [i16],
+}
+
+impl<'a, I: Iterator<Item = &'a [f32; TILE]>> Work for SoftmaxWeights<'_, I> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let Self { scores, tokens, value_scales, weights } = self;
+        for padding in scores.iter_mut().skip(tokens) {
+            *padding = f32::MIN;
         }
-    }
-    let total = sum(scores, |weight| weight);
-    let lanes = scores.as_chunks_mut::<LANES>().0;
-    for (scores, value_scales) in lanes.iter_mut().zip(value_scales) {
-        for (score, value_scale) in scores.iter_mut().zip(value_scales) {
-            *score *= value_scale;
+        let most = largest(scores, f32::MIN, |score| score);
+        for scores in scores.as_chunks_mut::<LANES>().0 {
+            for lane in 0..LANES {
+                scores[lane] = exp_nonpositive(scores[lane] - most);
+            }
         }
+        let total = sum(scores, |weight| weight);
+        for (scores, value_scales) in scores.as_chunks_mut::<TILE>().0.iter_mut().zip(value_scales) {
+            for lane in 0..TILE {
+                scores[lane] *= value_scales[lane];
+            }
+        }
+        quantize_i16(scores, weights) / total
     }
-    quantize_i16(scores, weights) / total
 }

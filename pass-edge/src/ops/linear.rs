@@ -3,7 +3,7 @@
 use super::elementary::{LANES, gelu};
 use crate::error::{Error, Result};
 use crate::format::{Linear, floats};
-use crate::kernels::{Arithmetic, CHUNK, I8Product};
+use crate::kernels::{Arithmetic, CHUNK, I8Product, Work};
 use crate::scratch::TILE;
 
 /// What is done with `y = W·x + b`.
@@ -39,26 +39,49 @@ pub(crate) fn linear<K: Arithmetic>(
     for (index, (weight, (scale, bias))) in layer.weight.chunks(CHUNK * width).zip(parameters).enumerate() {
         let product = I8Product::new(inputs, width, weight, &mut sums)?;
         kernel.matmul_i8(product);
-        let columns = bias.len() / size_of::<f32>();
-        kernel.vectorize(|| {
-            let mut parameters = [[0.0_f32; CHUNK]; 2];
-            for (kept, bytes) in parameters.iter_mut().zip([scale, bias]) {
-                for (kept, value) in kept.iter_mut().zip(floats(bytes)) {
-                    *kept = value;
-                }
-            }
-            let rows = sums.chunks_exact(columns).zip(out.chunks_exact_mut(outputs)).zip(scales).take(rows);
-            for ((sums, out), scale) in rows {
-                let out = out.get_mut(index * CHUNK..index * CHUNK + columns).unwrap_or_default();
-                match epilogue {
-                    Epilogue::Store => finish_row(sums, *scale, &parameters, out, |_, y| y),
-                    Epilogue::Gelu => finish_row(sums, *scale, &parameters, out, |_, y| gelu(y)),
-                    Epilogue::Add => finish_row(sums, *scale, &parameters, out, |x, y| x + y),
-                }
-            }
-        });
+        let finish =
+            Finish { sums: &sums, scales, scale, bias, epilogue, first: index * CHUNK, rows, outputs, out };
+        kernel.vectorize(finish);
     }
     Ok(())
+}
+
+/// The sums of up to [`CHUNK`] outputs from `first` on, and what makes features of them.
+struct Finish<'a> {
+    sums: &'a [i32],
+    scales: &'a [f32; TILE],
+    scale: &'a [u8],
+    bias: &'a [u8],
+    epilogue: Epilogue,
+    first: usize,
+    rows: usize,
+    outputs: usize,
+    out: &'a mut [f32],
+}
+
+impl Work for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let columns = self.bias.len() / size_of::<f32>();
+        let mut parameters = [[0.0_f32; CHUNK]; 2];
+        for (kept, bytes) in parameters.iter_mut().zip([self.scale, self.bias]) {
+            for (kept, value) in kept.iter_mut().zip(floats(bytes)) {
+                *kept = value;
+            }
+        }
+        let rows =
+            self.sums.chunks_exact(columns).zip(self.out.chunks_exact_mut(self.outputs)).zip(self.scales);
+        for ((sums, out), scale) in rows.take(self.rows) {
+            let out = out.get_mut(self.first..self.first + columns).unwrap_or_default();
+            match self.epilogue {
+                Epilogue::Store => finish_row(sums, *scale, &parameters, out, |_, y| y),
+                Epilogue::Gelu => finish_row(sums, *scale, &parameters, out, |_, y| gelu(y)),
+                Epilogue::Add => finish_row(sums, *scale, &parameters, out, |x, y| x + y),
+            }
+        }
+    }
 }
 
 #[inline(always)]

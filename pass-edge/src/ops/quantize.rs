@@ -1,6 +1,7 @@
 //! Symmetric quantization with one scale a row: `x ≈ scale · q`.
 
 use super::elementary::{LANES, ROUND, largest};
+use crate::kernels::Work;
 
 /// Largest magnitude of an int8 activation.
 pub(crate) const LIMIT_I8: f32 = 127.0;
@@ -23,16 +24,25 @@ fn factor(largest: f32, limit: f32) -> f32 {
 }
 
 /// Quantizes a row of whole lanes to ±127 and gives its scale.
-#[inline(always)]
-pub(crate) fn quantize_i8(x: &[f32], out: &mut [i8]) -> f32 {
-    let magnitude = largest(x, 0.0, f32::abs);
-    let factor = factor(magnitude, LIMIT_I8);
-    for (out, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
-        for lane in 0..LANES {
-            out[lane] = rounded(x[lane] * factor, LIMIT_I8) as i8;
+pub(crate) struct QuantizeI8<'a> {
+    pub(crate) x: &'a [f32],
+    pub(crate) out: &'a mut [i8],
+}
+
+impl Work for QuantizeI8<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        let magnitude = largest(self.x, 0.0, f32::abs);
+        let factor = factor(magnitude, LIMIT_I8);
+        for (out, x) in self.out.as_chunks_mut::<LANES>().0.iter_mut().zip(self.x.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                out[lane] = rounded(x[lane] * factor, LIMIT_I8) as i8;
+            }
         }
+        magnitude / LIMIT_I8
     }
-    magnitude / LIMIT_I8
 }
 
 /// Quantizes a row of whole lanes to ±2047 and gives its scale.
@@ -57,7 +67,7 @@ mod tests {
         #[test]
         fn a_row_comes_back_within_half_a_step(x in prop::array::uniform32(-1e3_f32..1e3)) {
             let mut bytes = [0; 32];
-            let scale = quantize_i8(&x, &mut bytes);
+            let scale = QuantizeI8 { x: &x, out: &mut bytes }.run();
             let mut words = [0; 32];
             let fine = quantize_i16(&x, &mut words);
             for lane in 0..32 {
@@ -69,7 +79,7 @@ mod tests {
         #[test]
         fn no_bits_leave_the_range(bits in prop::array::uniform16(any::<u32>())) {
             let mut bytes = [0; 16];
-            quantize_i8(&bits.map(f32::from_bits), &mut bytes);
+            QuantizeI8 { x: &bits.map(f32::from_bits), out: &mut bytes }.run();
             prop_assert!(bytes.iter().all(|q| *q > -128));
             let mut words = [0; 16];
             quantize_i16(&bits.map(f32::from_bits), &mut words);
@@ -80,10 +90,13 @@ mod tests {
     #[test]
     fn ties_go_to_even_and_zeros_stay() {
         let mut x = [0.0; 16];
-        assert_eq!((quantize_i8(&x, &mut [1; 16]), quantize_i16(&x, &mut [1; 16])), (0.0, 0.0));
+        assert_eq!(
+            ((QuantizeI8 { x: &x, out: &mut [1; 16] }.run()), quantize_i16(&x, &mut [1; 16])),
+            (0.0, 0.0)
+        );
         (x[0], x[1], x[2], x[3]) = (127.0, 0.5, 1.5, -2.5);
         let mut out = [0; 16];
-        assert_eq!(quantize_i8(&x, &mut out), 1.0);
+        assert_eq!((QuantizeI8 { x: &x, out: &mut out }.run()), 1.0);
         assert_eq!(out[..4], [127, 0, 2, -2]);
     }
 }
