@@ -7,16 +7,27 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod dotprod;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod i8mm;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+mod neon;
 mod scalar;
 
 use crate::error::{Error, Result};
 use crate::format::{INPUT_MULTIPLE, PANEL};
-use crate::vit::Forward;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512_vnni::Avx512Vnni;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+pub use dotprod::DotProd;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+pub use i8mm::I8mm;
+#[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+use neon::Neon;
 use scalar::Scalar;
 
 /// Columns of a product computed at once: its sums stay in the first-level cache until the epilogue reads them.
@@ -38,6 +49,15 @@ pub enum Kernel {
     /// 8-bit and 16-bit dot products of 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// The vector instructions that every aarch64 processor has.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon,
+    /// 8-bit dot products.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    DotProd(DotProd),
+    /// 8-bit matrix products.
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    I8mm(I8mm),
 }
 
 impl Kernel {
@@ -50,8 +70,10 @@ impl Kernel {
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
         let fast = [Avx2::new().map(Self::Avx2), Avx512Vnni::new().map(Self::Avx512Vnni)];
-        #[cfg(not(target_arch = "x86_64"))]
-        let fast = [None];
+        #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+        let fast = [Some(Self::Neon), DotProd::new().map(Self::DotProd), I8mm::new().map(Self::I8mm)];
+        #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))))]
+        let fast: [Option<Self>; 0] = [];
         core::iter::once(Self::Scalar).chain(fast.into_iter().flatten())
     }
 
@@ -63,18 +85,37 @@ impl Kernel {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512_vnni",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => "neon",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::DotProd(_) => "dotprod",
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::I8mm(_) => "i8mm",
         }
     }
 
-    pub(crate) fn dispatch(self, forward: Forward<'_, '_, '_>) -> Result<()> {
+    /// Runs `job` with this kernel.
+    pub(crate) fn dispatch<J: Job>(self, job: J) -> J::Output {
         match self {
-            Self::Scalar => forward.run(Scalar),
+            Self::Scalar => job.run(Scalar),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(kernel) => forward.run(kernel),
+            Self::Avx2(kernel) => job.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(kernel) => forward.run(kernel),
+            Self::Avx512Vnni(kernel) => job.run(kernel),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::Neon => job.run(Neon),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::DotProd(kernel) => job.run(kernel),
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Self::I8mm(kernel) => job.run(kernel),
         }
     }
+}
+
+/// Something to be computed with a kernel, compiled once for each.
+pub(crate) trait Job {
+    type Output;
+    fn run<K: Arithmetic>(self, kernel: K) -> Self::Output;
 }
 
 /// f32 work over lanes. `run` must be `inline(always)`: only what is inlined is compiled with the kernel's instructions,
@@ -183,23 +224,19 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    fn with_kernel(kernel: Kernel, product: I8Product<'_>) {
-        match kernel {
-            Kernel::Scalar => Scalar.matmul_i8(product),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(kernel) => kernel.matmul_i8(product),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512Vnni(kernel) => kernel.matmul_i8(product),
+    impl Job for I8Product<'_> {
+        type Output = ();
+
+        fn run<K: Arithmetic>(self, kernel: K) {
+            kernel.matmul_i8(self);
         }
     }
 
-    fn with_kernel_i16(kernel: Kernel, product: I16Product<'_>) {
-        match kernel {
-            Kernel::Scalar => Scalar.matmul_i16(product),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(kernel) => kernel.matmul_i16(product),
-            #[cfg(target_arch = "x86_64")]
-            Kernel::Avx512Vnni(kernel) => kernel.matmul_i16(product),
+    impl Job for I16Product<'_> {
+        type Output = ();
+
+        fn run<K: Arithmetic>(self, kernel: K) {
+            kernel.matmul_i16(self);
         }
     }
 
@@ -224,7 +261,7 @@ mod tests {
         let expected = i8_by_definition(a, weight, rows, depth, panels);
         for kernel in Kernel::available() {
             let mut sums = vec![-1; rows * panels * PANEL];
-            with_kernel(kernel, I8Product::new(a, depth, weight, &mut sums).unwrap());
+            kernel.dispatch(I8Product::new(a, depth, weight, &mut sums).unwrap());
             assert_eq!(sums, expected, "{} {rows}x{depth}x{panels}", kernel.name());
         }
     }
@@ -273,7 +310,7 @@ mod tests {
         }
         for kernel in Kernel::available() {
             let mut sums = vec![-1; rows * b.panels * PANEL];
-            with_kernel_i16(kernel, I16Product::new(a, stride, rows, b, &mut sums).unwrap());
+            kernel.dispatch(I16Product::new(a, stride, rows, b, &mut sums).unwrap());
             assert_eq!(sums, expected, "{} {rows}x{depth}x{}", kernel.name(), b.panels);
         }
     }

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, prefix_mut};
 use crate::format::{Architecture, Block, INPUT_MULTIPLE, floats};
 use crate::image::Image;
-use crate::kernels::{Arithmetic, Kernel};
+use crate::kernels::{Arithmetic, Job, Kernel};
 use crate::model::Model;
 use crate::ops::attention::{Projections, StoreProjections, attend};
 use crate::ops::layer_norm::LayerNorm;
@@ -31,7 +31,7 @@ pub fn features(
 }
 
 /// The arguments of [`features`], waiting for a kernel.
-pub(crate) struct Forward<'a, 'm, 's> {
+struct Forward<'a, 'm, 's> {
     model: &'a Model<'m>,
     image: &'a Image<'m>,
     scratch: &'a mut Scratch<'s>,
@@ -47,8 +47,10 @@ struct Tile<'a> {
     scales: [f32; TILE],
 }
 
-impl Forward<'_, '_, '_> {
-    pub(crate) fn run<K: Arithmetic>(self, kernel: K) -> Result<()> {
+impl Job for Forward<'_, '_, '_> {
+    type Output = Result<()>;
+
+    fn run<K: Arithmetic>(self, kernel: K) -> Result<()> {
         let a = *self.model.architecture();
         let (height, width) = a.image_size();
         for (what, expected, actual) in
