@@ -126,7 +126,7 @@ pub(crate) trait Work {
 }
 
 /// What a kernel provides.
-pub(crate) trait Arithmetic: Copy {
+pub(crate) trait Arithmetic: Copy + Send + Sync {
     /// Runs `work` compiled with the kernel's instructions.
     fn vectorize<W: Work>(self, work: W) -> W::Output;
 

@@ -9,6 +9,7 @@
 //! | [`model`] | a validated, borrowed view of a file |
 //! | [`image`] | where the bytes of a pixel are |
 //! | [`scratch`] | working memory; its size is a `const fn` |
+//! | [`parallel`] | threads, lent by the caller |
 //! | `vit`, `ops` | the forward pass and its parts |
 //! | [`kernels`] | integer matrix products: scalar reference and vector instructions |
 //! | [`self_test`] | the promise of a file, checked on the device |
@@ -54,6 +55,7 @@ pub mod image;
 pub mod kernels;
 pub mod model;
 mod ops;
+pub mod parallel;
 pub mod scratch;
 pub mod self_test;
 mod vit;
@@ -63,4 +65,4 @@ pub mod writer;
 pub use error::{Error, Result};
 pub use pass_core as core;
 pub use scratch::scratch_len;
-pub use vit::features;
+pub use vit::{features, features_with_pool};

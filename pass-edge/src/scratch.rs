@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::format::{Architecture, INPUT_MULTIPLE};
 use crate::model::Model;
+use crate::parallel::MOST_THREADS;
 
 /// Tokens computed together: the rows of a tile.
 pub(crate) const TILE: usize = 16;
@@ -23,13 +24,19 @@ const fn max(a: usize, b: usize) -> usize {
 }
 
 impl ScratchLen {
-    /// For an architecture.
+    /// For an architecture and one thread.
     pub const fn of(a: &Architecture) -> Self {
+        Self::with_threads(a, 1)
+    }
+
+    /// For an architecture and that many threads: each works on a tile of its own.
+    pub const fn with_threads(a: &Architecture, threads: usize) -> Self {
         let plan = Plan::of(a);
+        let threads = if threads < MOST_THREADS { threads } else { MOST_THREADS };
         Self {
-            floats: plan.scales + plan.tile_floats,
-            words: plan.projections + plan.tile_words,
-            bytes: plan.tile_bytes,
+            floats: plan.scales + threads * plan.tile_floats,
+            words: plan.projections + threads * plan.tile_words,
+            bytes: threads * plan.tile_bytes,
         }
     }
 

@@ -9,7 +9,8 @@ use crate::ops::attention::{Projections, StoreProjections, attend};
 use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Epilogue, linear};
 use crate::ops::quantize::QuantizeI8;
-use crate::scratch::{Plan, Scratch, TILE};
+use crate::parallel::{MOST_THREADS, Pool, Serial, for_parts, used_threads};
+use crate::scratch::{Plan, Scratch, ScratchLen, TILE};
 
 /// Features of an image of exactly the model's size.
 ///
@@ -27,18 +28,36 @@ pub fn features(
     scratch: &mut Scratch<'_>,
     out: &mut [f32],
 ) -> Result<()> {
-    kernel.dispatch(Forward { model, image, scratch, out })
+    features_with_pool(model, image, kernel, &Serial, scratch, out)
+}
+
+/// [`features`] on several threads; the same bits whatever their number.
+///
+/// - `scratch`: at least [`crate::scratch::ScratchLen::with_threads`] for the threads of the pool.
+///
+/// # Errors
+/// Those of [`features`].
+pub fn features_with_pool(
+    model: &Model<'_>,
+    image: &Image<'_>,
+    kernel: Kernel,
+    pool: &dyn Pool,
+    scratch: &mut Scratch<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    kernel.dispatch(Forward { model, image, pool, scratch, out })
 }
 
 /// The arguments of [`features`], waiting for a kernel.
 struct Forward<'a, 'm, 's> {
     model: &'a Model<'m>,
     image: &'a Image<'m>,
+    pool: &'a dyn Pool,
     scratch: &'a mut Scratch<'s>,
     out: &'a mut [f32],
 }
 
-/// Working memory of the tile at work.
+/// Working memory of a thread: for the tile it works on.
 struct Tile<'a> {
     normed: &'a mut [f32],
     wide: &'a mut [f32],
@@ -61,33 +80,56 @@ impl Job for Forward<'_, '_, '_> {
             }
         }
         let plan = Plan::of(&a);
-        let floats_needed = plan.scales + plan.tile_floats;
-        let float_scratch = prefix_mut("scratch floats", floats_needed, self.scratch.floats)?;
-        let words = prefix_mut("scratch words", plan.projections + plan.tile_words, self.scratch.words)?;
-        let (scales, tile_floats) = float_scratch.split_at_mut(plan.scales);
-        let (values, weights) = words.split_at_mut(plan.projections);
-        let (normed, wide) = tile_floats.split_at_mut(a.dim());
-        let inputs = prefix_mut("scratch bytes", plan.tile_bytes, self.scratch.bytes)?;
-        let mut tile = Tile { normed, wide, weights, inputs, scales: [0.0; TILE] };
+        let threads = used_threads(self.pool);
+        let len = ScratchLen::with_threads(&a, threads);
+        let (scales, tile_floats) =
+            prefix_mut("scratch floats", len.floats, self.scratch.floats)?.split_at_mut(plan.scales);
+        let (values, tile_words) =
+            prefix_mut("scratch words", len.words, self.scratch.words)?.split_at_mut(plan.projections);
+        let bytes = prefix_mut("scratch bytes", len.bytes, self.scratch.bytes)?;
         let x = prefix_mut("out", self.model.output_len(), self.out)?;
+        let mut parts = tile_floats
+            .chunks_exact_mut(plan.tile_floats)
+            .zip(tile_words.chunks_exact_mut(plan.tile_words))
+            .zip(bytes.chunks_exact_mut(plan.tile_bytes))
+            .map(|((floats, weights), inputs)| {
+                let (normed, wide) = floats.split_at_mut(a.dim());
+                Tile { normed, wide, weights, inputs, scales: [0.0; TILE] }
+            });
+        let mut tiles: [Option<Tile<'_>>; MOST_THREADS] = core::array::from_fn(|_| parts.next());
+        let Some(Some(tile)) = tiles.first_mut() else {
+            return Err(Error::LengthMismatch { what: "threads", expected: 1, actual: 0 });
+        };
 
-        embed(kernel, self.model, self.image, &mut tile, x)?;
+        embed(kernel, self.model, self.image, tile, x)?;
         let tile_len = TILE * a.dim();
+        let scales_len = TILE * 3 * a.heads as usize;
+        // tiles of a thread
+        let share = a.tokens().div_ceil(TILE).div_ceil(threads);
         for block in 0..a.depth as usize {
             let block = self.model.block(block)?;
-            let per_tile = scales.chunks_exact_mut(TILE * 3 * a.heads as usize);
-            for ((x, values), scales) in
-                x.chunks_mut(tile_len).zip(values.chunks_exact_mut(3 * tile_len)).zip(per_tile)
-            {
-                project(kernel, &a, &block, x, values, scales, &mut tile)?;
-            }
+            let parts = x
+                .chunks_mut(share * tile_len)
+                .zip(values.chunks_mut(share * 3 * tile_len))
+                .zip(scales.chunks_mut(share * scales_len))
+                .zip(tiles.iter_mut().flatten());
+            for_parts(self.pool, parts, |(((x, values), scales), tile)| {
+                let values = values.chunks_exact_mut(3 * tile_len).zip(scales.chunks_exact_mut(scales_len));
+                x.chunks_mut(tile_len).zip(values).try_for_each(|(x, (values, scales))| {
+                    project(kernel, &a, &block, x, values, scales, tile)
+                })
+            })?;
             let projections =
                 Projections { values, scales, tokens: a.tokens(), heads: a.heads as usize, dim: a.dim() };
-            for (index, x) in x.chunks_mut(tile_len).enumerate() {
-                attend_and_mix(kernel, &a, &block, &projections, index, x, &mut tile)?;
-            }
+            let parts = x.chunks_mut(share * tile_len).enumerate().zip(tiles.iter_mut().flatten());
+            for_parts(self.pool, parts, |((part, x), tile)| {
+                x.chunks_mut(tile_len).zip(part * share..).try_for_each(|(x, index)| {
+                    attend_and_mix(kernel, &a, &block, &projections, index, x, tile)
+                })
+            })?;
         }
         if let Some(norm) = &self.model.tail().norm {
+            let Some(Some(tile)) = tiles.first_mut() else { return Ok(()) };
             for x in x.chunks_exact_mut(a.dim()) {
                 kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
                 x.copy_from_slice(tile.normed);

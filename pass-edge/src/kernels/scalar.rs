@@ -13,8 +13,9 @@ impl Arithmetic for Scalar {
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {
-        let I8Product { a, weight, sums, rows: _, depth, panels } = product;
-        for (a, sums) in a.chunks_exact(depth).zip(sums.chunks_exact_mut((panels * PANEL).max(1))) {
+        let I8Product { a, weight, sums, rows, depth, panels } = product;
+        let all = a.chunks_exact(depth).zip(sums.chunks_exact_mut((panels * PANEL).max(1)));
+        for (a, sums) in all.take(rows) {
             let sums = sums.as_chunks_mut::<PANEL>().0;
             for (weight, sums) in weight.chunks_exact(PANEL * depth).zip(sums) {
                 *sums = [0; PANEL];

@@ -2,13 +2,13 @@
 
 use crate::random_vit::{FloatVit, photo};
 use crate::{SMALL, SMALLEST};
-use pass_edge::features;
 use pass_edge::format::Architecture;
 use pass_edge::image::{Image, PixelOrder};
 use pass_edge::kernels::Kernel;
 use pass_edge::model::Model;
-use pass_edge::scratch::ScratchBuffer;
-use pass_edge::scratch_len;
+use pass_edge::parallel::ScopedThreads;
+use pass_edge::scratch::{ScratchBuffer, ScratchLen};
+use pass_edge::{features, features_with_pool, scratch_len};
 
 fn compute(file: &[u8], rgb: &[u8], kernel: Kernel) -> Vec<f32> {
     let model = Model::from_bytes(file).unwrap();
@@ -65,6 +65,26 @@ fn every_kernel_gives_the_same_bits() {
         let reference = bits(Kernel::Scalar);
         for kernel in Kernel::available() {
             assert!(bits(kernel) == reference, "{} differs from scalar on {architecture:?}", kernel.name());
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_nothing() {
+    for (architecture, seed) in [(SMALLEST, 0), (SMALL, 1), (LARGE_GRID, 2)] {
+        let file = FloatVit::random(architecture, seed).quantized();
+        let rgb = photo(&architecture, seed);
+        let reference = compute(&file, &rgb, Kernel::best());
+        let model = Model::from_bytes(&file).unwrap();
+        let size = architecture.image_size();
+        let image = Image::new(&rgb, size, 3 * size.1, PixelOrder::Rgb).unwrap();
+        for threads in [1, 2, 3, 7, 100] {
+            let mut scratch = ScratchBuffer::new(ScratchLen::with_threads(&architecture, threads));
+            let mut out = vec![f32::NAN; model.output_len()];
+            let pool = ScopedThreads(threads);
+            features_with_pool(&model, &image, Kernel::best(), &pool, &mut scratch.scratch(), &mut out)
+                .unwrap();
+            assert!(out == reference, "{threads} threads differ from one on {architecture:?}");
         }
     }
 }
