@@ -1,7 +1,7 @@
 //! Integer matrix products, and the choice of the instructions that compute them. Nothing else knows the processor.
 //!
 //! Sums of integer products are exact, so all kernels agree to the bit whatever their order. The f32 code of `ops` is
-//! written once and compiled per kernel ([`Arithmetic::vectorize`]); it has no fused operations, so it agrees too.
+//! written once and compiled per kernel (`Arithmetic::vectorize`); it has no fused operations, so it agrees too.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
