@@ -141,7 +141,7 @@ impl Architecture {
     }
 
     /// Channels of one attention head.
-    pub const fn head_dim(&self) -> usize {
+    const fn head_dim(&self) -> usize {
         (self.dim / self.heads) as usize
     }
 
@@ -152,7 +152,8 @@ impl Architecture {
 
     /// Image size in pixels, `(height, width)`.
     pub const fn image_size(&self) -> (usize, usize) {
-        ((self.grid.0 * self.patch_size) as usize, (self.grid.1 * self.patch_size) as usize)
+        let side = self.patch_size as usize;
+        (self.grid.0 as usize * side, self.grid.1 as usize * side)
     }
 
     /// Checks every size; the limits keep all later arithmetic far from overflow, on 32-bit machines too.
