@@ -56,43 +56,62 @@ impl Work for StoreProjections<'_> {
             values.fill(0);
             scales.fill(0.0);
         }
-        let mut row_buffer = [0_i16; MOST_CHANNELS];
         let parts = values.chunks_exact_mut(TILE * d).zip(scales.chunks_exact_mut(TILE)).enumerate();
         for (part, (values, scales)) in parts {
-            for (row, qkv) in qkv.chunks_exact(3 * dim).enumerate() {
-                let x = qkv.get(part * d..(part + 1) * d).unwrap_or_default();
-                let quantized = row_buffer.get_mut(..d).unwrap_or_default();
-                let scale = quantize_i16(x, quantized);
-                if let Some(kept) = scales.get_mut(row) {
-                    *kept = if part < heads { scale * query_scale } else { scale };
+            let rows =
+                qkv.chunks_exact(3 * dim).map(|row| row.get(part * d..(part + 1) * d).unwrap_or_default());
+            match part / heads {
+                0 => {
+                    for ((x, queries), scale) in rows.zip(values.chunks_exact_mut(d)).zip(scales) {
+                        *scale = quantize_i16(x, queries) * query_scale;
+                    }
                 }
-                match part / heads {
-                    0 => {
-                        if let Some(queries) = values.chunks_exact_mut(d).nth(row) {
-                            queries.copy_from_slice(quantized);
-                        }
-                    }
-                    1 => {
-                        let (groups, _) = values.as_chunks_mut::<PAIR>();
-                        for (group, pair) in groups.iter_mut().zip(quantized.as_chunks::<2>().0) {
-                            if let Some(place) = group.as_chunks_mut::<2>().0.get_mut(row) {
-                                *place = *pair;
-                            }
-                        }
-                    }
-                    _ => {
-                        let panels =
-                            values.chunks_exact_mut(TILE * LANES).zip(quantized.as_chunks::<LANES>().0);
-                        for (panel, channels) in panels {
-                            if let Some(group) = panel.as_chunks_mut::<PAIR>().0.get_mut(row / 2) {
-                                for (place, channel) in
-                                    group.iter_mut().skip(row % 2).step_by(2).zip(channels)
-                                {
-                                    *place = *channel;
-                                }
-                            }
-                        }
-                    }
+                1 => store_keys(rows, d, values, scales),
+                _ => store_values(rows, d, values, scales),
+            }
+        }
+    }
+}
+
+/// Keys `[channel/2][token][2]`.
+#[inline(always)]
+fn store_keys<'a>(rows: impl Iterator<Item = &'a [f32]>, d: usize, values: &mut [i16], scales: &mut [f32]) {
+    let mut buffer = [0; MOST_CHANNELS];
+    let quantized = buffer.get_mut(..d).unwrap_or_default();
+    for (row, (x, scale)) in rows.zip(scales).enumerate() {
+        *scale = quantize_i16(x, quantized);
+        for (group, pair) in values.as_chunks_mut::<PAIR>().0.iter_mut().zip(quantized.as_chunks::<2>().0) {
+            if let Some(place) = group.as_chunks_mut::<2>().0.get_mut(row) {
+                *place = *pair;
+            }
+        }
+    }
+}
+
+/// Values `[channel/16][token/2][16][2]`: two tokens at a time fill whole groups.
+#[inline(always)]
+fn store_values<'a>(
+    mut rows: impl Iterator<Item = &'a [f32]>,
+    d: usize,
+    values: &mut [i16],
+    scales: &mut [f32],
+) {
+    let mut buffers = [[0; MOST_CHANNELS]; 2];
+    for (pair, scales) in scales.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+        for (buffer, scale) in buffers.iter_mut().zip(scales) {
+            let quantized = buffer.get_mut(..d).unwrap_or_default();
+            match rows.next() {
+                Some(x) => *scale = quantize_i16(x, quantized),
+                None => quantized.fill(0),
+            }
+        }
+        let [even, odd] = &buffers;
+        let channels = even.as_chunks::<LANES>().0.iter().zip(odd.as_chunks::<LANES>().0);
+        for (panel, (even, odd)) in values.chunks_exact_mut(TILE * LANES).zip(channels) {
+            if let Some(group) = panel.as_chunks_mut::<PAIR>().0.get_mut(pair) {
+                for lane in 0..LANES {
+                    group[2 * lane] = even[lane];
+                    group[2 * lane + 1] = odd[lane];
                 }
             }
         }
