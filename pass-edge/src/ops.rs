@@ -1,4 +1,4 @@
-//! The parts of the forward pass. Vector code is written over arrays of 16 numbers and compiled per kernel; it is
+//! The parts of the forward pass. Vector code is plain loops, reductions over 16 partial results, compiled per kernel; it is
 //! `inline(always)` because only inlined code is compiled with the caller's instructions.
 
 pub(crate) mod attention;

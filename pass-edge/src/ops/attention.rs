@@ -239,11 +239,8 @@ impl Work for AddWeighted<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { sums, factor, attended } = self;
-        let lanes = attended.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks::<LANES>().0);
-        for (attended, sums) in lanes {
-            for lane in 0..LANES {
-                attended[lane] += sums[lane] as f32 * factor;
-            }
+        for (attended, sum) in attended.iter_mut().zip(sums) {
+            *attended += *sum as f32 * factor;
         }
     }
 }
@@ -266,10 +263,8 @@ impl<'a, I: Iterator<Item = &'a [f32; TILE]>> Work for SoftmaxWeights<'_, I> {
             *padding = f32::MIN;
         }
         let most = largest(scores, f32::MIN, |score| score);
-        for scores in scores.as_chunks_mut::<LANES>().0 {
-            for lane in 0..LANES {
-                scores[lane] = exp_nonpositive(scores[lane] - most);
-            }
+        for score in scores.iter_mut() {
+            *score = exp_nonpositive(*score - most);
         }
         let total = sum(scores, |weight| weight);
         for (scores, value_scales) in scores.as_chunks_mut::<TILE>().0.iter_mut().zip(value_scales) {

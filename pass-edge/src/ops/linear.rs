@@ -1,6 +1,6 @@
 //! A linear map on int8 rows, with what follows it while the sums are still in the first-level cache.
 
-use super::elementary::{LANES, gelu};
+use super::elementary::gelu;
 use crate::error::{Error, Result};
 use crate::format::{Linear, floats};
 use crate::kernels::{Arithmetic, CHUNK, I8Product, Work};
@@ -92,13 +92,8 @@ fn finish_row(
     out: &mut [f32],
     apply: impl Fn(f32, f32) -> f32,
 ) {
-    let sums = sums.as_chunks::<LANES>().0;
-    let (scale, bias) = (scale.as_chunks::<LANES>().0, bias.as_chunks::<LANES>().0);
-    let out = out.as_chunks_mut::<LANES>().0;
-    for (((out, sums), scale), bias) in out.iter_mut().zip(sums).zip(scale).zip(bias) {
-        for lane in 0..LANES {
-            let y = sums[lane] as f32 * (row_scale * scale[lane]) + bias[lane];
-            out[lane] = apply(out[lane], y);
-        }
+    for (((out, sum), scale), bias) in out.iter_mut().zip(sums).zip(scale).zip(bias) {
+        let y = *sum as f32 * (row_scale * scale) + bias;
+        *out = apply(*out, y);
     }
 }

@@ -1,6 +1,6 @@
 //! Symmetric quantization with one scale a row: `x ≈ scale · q`.
 
-use super::elementary::{LANES, ROUND, largest};
+use super::elementary::{ROUND, largest};
 use crate::kernels::Work;
 
 /// Largest magnitude of an int8 activation.
@@ -36,10 +36,8 @@ impl Work for QuantizeI8<'_> {
     fn run(self) -> f32 {
         let magnitude = largest(self.x, 0.0, f32::abs);
         let factor = factor(magnitude, LIMIT_I8);
-        for (out, x) in self.out.as_chunks_mut::<LANES>().0.iter_mut().zip(self.x.as_chunks::<LANES>().0) {
-            for lane in 0..LANES {
-                out[lane] = rounded(x[lane] * factor, LIMIT_I8) as i8;
-            }
+        for (out, x) in self.out.iter_mut().zip(self.x) {
+            *out = rounded(x * factor, LIMIT_I8) as i8;
         }
         magnitude / LIMIT_I8
     }
@@ -50,10 +48,8 @@ impl Work for QuantizeI8<'_> {
 pub(crate) fn quantize_i16(x: &[f32], out: &mut [i16]) -> f32 {
     let magnitude = largest(x, 0.0, f32::abs);
     let factor = factor(magnitude, LIMIT_I16);
-    for (out, x) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(x.as_chunks::<LANES>().0) {
-        for lane in 0..LANES {
-            out[lane] = rounded(x[lane] * factor, LIMIT_I16) as i16;
-        }
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = rounded(x * factor, LIMIT_I16) as i16;
     }
     magnitude / LIMIT_I16
 }
