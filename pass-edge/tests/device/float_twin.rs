@@ -49,7 +49,7 @@ fn features_are_those_of_the_float_model() {
         for seed in 0..3 {
             let (smallest, mean) = fidelity(architecture, seed);
             assert!(
-                smallest > 0.99 && mean > 0.997,
+                smallest > 0.998 && mean > 0.999,
                 "{architecture:?}: smallest {smallest:.5}, mean {mean:.5}"
             );
         }
