@@ -20,6 +20,8 @@ check_fmt() { # formatting
 check_clippy() { # lints, warnings denied
   cargo clippy --workspace --all-targets --locked -- -D warnings
   cargo clippy -p pass-core --all-targets --all-features --locked -- -D warnings
+  cargo clippy -p pass-edge --all-targets --locked -- -D warnings
+  cargo clippy -p pass-edge --all-targets --features std --locked -- -D warnings
 }
 
 check_test() { # the README's test command, then core with its optional paths
@@ -63,10 +65,13 @@ check_bare-metal() { # matching + aggregation + loss on a Cortex-M in an emulato
   bare_metal run
 }
 
-check_arm() { # the core tests on emulated aarch64
+check_arm() { # core and edge on emulated aarch64: without dotprod, with it, with i8mm
   cross "rust src gcc qemu-user qemu-system"
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64"
-  QEMU_CPU=cortex-a57 cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
+  for cpu in cortex-a57 cortex-a76 max; do
+    QEMU_CPU=$cpu cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
+    QEMU_CPU=$cpu cargo test --release -p pass-edge --features std --target aarch64-unknown-linux-gnu
+  done
 }
 
 check_fuzz() { # 30 seconds a target, from the kept corpus; needs a nightly toolchain and cargo-fuzz

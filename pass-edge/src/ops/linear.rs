@@ -1,0 +1,99 @@
+//! A linear map on int8 rows, with what follows it while the sums are still in the first-level cache.
+
+use super::elementary::gelu;
+use crate::error::{Error, Result};
+use crate::format::{Linear, floats};
+use crate::kernels::{Arithmetic, CHUNK, I8Product, Work};
+use crate::scratch::TILE;
+
+/// What is done with `y = W·x + b`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Epilogue {
+    /// `out = y`.
+    Store,
+    /// `out = GELU(y)`.
+    Gelu,
+    /// `out += y`.
+    Add,
+}
+
+/// `y[row] = (Σ q·w) · (scale[row] · layer.scale) + layer.bias`.
+///
+/// - `inputs`: `[rows, width]` int8, `width` the padded inputs of the layer; `scales`: one a row.
+/// - `out`: `[rows, outputs]`.
+pub(crate) fn linear<K: Arithmetic>(
+    kernel: K,
+    rows: usize,
+    width: usize,
+    inputs: &[i8],
+    scales: &[f32; TILE],
+    layer: &Linear<&[u8]>,
+    epilogue: Epilogue,
+    out: &mut [f32],
+) -> Result<()> {
+    let outputs = layer.bias.len() / size_of::<f32>();
+    let short = Error::LengthMismatch { what: "inputs", expected: rows * width, actual: inputs.len() };
+    let inputs = inputs.get(..rows * width).ok_or(short)?;
+    let mut sums = [0_i32; TILE * CHUNK];
+    let parameters = layer.scale.chunks(4 * CHUNK).zip(layer.bias.chunks(4 * CHUNK));
+    for (index, (weight, (scale, bias))) in layer.weight.chunks(CHUNK * width).zip(parameters).enumerate() {
+        let product = I8Product::new(inputs, width, weight, &mut sums)?;
+        kernel.matmul_i8(product);
+        let finish =
+            Finish { sums: &sums, scales, scale, bias, epilogue, first: index * CHUNK, rows, outputs, out };
+        kernel.vectorize(finish);
+    }
+    Ok(())
+}
+
+/// The sums of up to [`CHUNK`] outputs from `first` on, and what makes features of them.
+struct Finish<'a> {
+    sums: &'a [i32],
+    scales: &'a [f32; TILE],
+    scale: &'a [u8],
+    bias: &'a [u8],
+    epilogue: Epilogue,
+    first: usize,
+    rows: usize,
+    outputs: usize,
+    out: &'a mut [f32],
+}
+
+impl Work for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        let columns = self.bias.len() / size_of::<f32>();
+        let mut parameters = [[0.0_f32; CHUNK]; 2];
+        for (kept, bytes) in parameters.iter_mut().zip([self.scale, self.bias]) {
+            for (kept, value) in kept.iter_mut().zip(floats(bytes)) {
+                *kept = value;
+            }
+        }
+        let rows =
+            self.sums.chunks_exact(columns).zip(self.out.chunks_exact_mut(self.outputs)).zip(self.scales);
+        for ((sums, out), scale) in rows.take(self.rows) {
+            let out = out.get_mut(self.first..self.first + columns).unwrap_or_default();
+            match self.epilogue {
+                Epilogue::Store => finish_row(sums, *scale, &parameters, out, |_, y| y),
+                Epilogue::Gelu => finish_row(sums, *scale, &parameters, out, |_, y| gelu(y)),
+                Epilogue::Add => finish_row(sums, *scale, &parameters, out, |x, y| x + y),
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn finish_row(
+    sums: &[i32],
+    row_scale: f32,
+    [scale, bias]: &[[f32; CHUNK]; 2],
+    out: &mut [f32],
+    apply: impl Fn(f32, f32) -> f32,
+) {
+    for (((out, sum), scale), bias) in out.iter_mut().zip(sums).zip(scale).zip(bias) {
+        let y = *sum as f32 * (row_scale * scale) + bias;
+        *out = apply(*out, y);
+    }
+}

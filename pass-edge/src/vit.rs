@@ -1,0 +1,243 @@
+//! The forward pass, in the order of the trainer's backbone.
+
+use crate::error::{Error, Result, prefix_mut};
+use crate::format::{Architecture, Block, INPUT_MULTIPLE, floats};
+use crate::image::Image;
+use crate::kernels::{Arithmetic, Job, Kernel};
+use crate::model::Model;
+use crate::ops::attention::{Projections, StoreProjections, attend};
+use crate::ops::layer_norm::LayerNorm;
+use crate::ops::linear::{Epilogue, linear};
+use crate::ops::quantize::QuantizeI8;
+use crate::parallel::{MOST_THREADS, Pool, Serial, for_parts, used_threads};
+use crate::scratch::{Plan, Scratch, ScratchLen, TILE};
+
+/// Features of an image of exactly the model's size.
+///
+/// - `kernel`: how it is computed; never what.
+/// - `scratch`: at least [`crate::scratch_len`] of working memory.
+/// - `out`: `[N + P, D]`: patch tokens in row-major order of the grid, then class token and registers, if the model has any;
+///   what lies beyond [`Model::output_len`] is left alone.
+///
+/// # Errors
+/// [`Error::LengthMismatch`] for an image of another size or a buffer that is too short.
+pub fn features(
+    model: &Model<'_>,
+    image: &Image<'_>,
+    kernel: Kernel,
+    scratch: &mut Scratch<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    features_with_pool(model, image, kernel, &Serial, scratch, out)
+}
+
+/// [`features`] on several threads; the same bits whatever their number.
+///
+/// - `scratch`: at least [`crate::scratch::ScratchLen::with_threads`] for the threads of the pool.
+///
+/// # Errors
+/// Those of [`features`].
+pub fn features_with_pool(
+    model: &Model<'_>,
+    image: &Image<'_>,
+    kernel: Kernel,
+    pool: &dyn Pool,
+    scratch: &mut Scratch<'_>,
+    out: &mut [f32],
+) -> Result<()> {
+    kernel.dispatch(Forward { model, image, pool, scratch, out })
+}
+
+/// The arguments of [`features`], waiting for a kernel.
+struct Forward<'a, 'm, 's> {
+    model: &'a Model<'m>,
+    image: &'a Image<'m>,
+    pool: &'a dyn Pool,
+    scratch: &'a mut Scratch<'s>,
+    out: &'a mut [f32],
+}
+
+/// Working memory of a thread: for the tile it works on.
+struct Tile<'a> {
+    normed: &'a mut [f32],
+    wide: &'a mut [f32],
+    weights: &'a mut [i16],
+    inputs: &'a mut [i8],
+    scales: [f32; TILE],
+}
+
+impl Job for Forward<'_, '_, '_> {
+    type Output = Result<()>;
+
+    fn run<K: Arithmetic>(self, kernel: K) -> Result<()> {
+        let a = *self.model.architecture();
+        let (height, width) = a.image_size();
+        for (what, expected, actual) in
+            [("image height", height, self.image.size().0), ("image width", width, self.image.size().1)]
+        {
+            if expected != actual {
+                return Err(Error::LengthMismatch { what, expected, actual });
+            }
+        }
+        let plan = Plan::of(&a);
+        let threads = used_threads(self.pool);
+        let len = ScratchLen::with_threads(&a, threads);
+        let (scales, tile_floats) =
+            prefix_mut("scratch floats", len.floats, self.scratch.floats)?.split_at_mut(plan.scales);
+        let (values, tile_words) =
+            prefix_mut("scratch words", len.words, self.scratch.words)?.split_at_mut(plan.projections);
+        let bytes = prefix_mut("scratch bytes", len.bytes, self.scratch.bytes)?;
+        let x = prefix_mut("out", self.model.output_len(), self.out)?;
+        let mut parts = tile_floats
+            .chunks_exact_mut(plan.tile_floats)
+            .zip(tile_words.chunks_exact_mut(plan.tile_words))
+            .zip(bytes.chunks_exact_mut(plan.tile_bytes))
+            .map(|((floats, weights), inputs)| {
+                let (normed, wide) = floats.split_at_mut(a.dim());
+                Tile { normed, wide, weights, inputs, scales: [0.0; TILE] }
+            });
+        let mut tiles: [Option<Tile<'_>>; MOST_THREADS] = core::array::from_fn(|_| parts.next());
+        let Some(Some(tile)) = tiles.first_mut() else {
+            return Err(Error::LengthMismatch { what: "threads", expected: 1, actual: 0 });
+        };
+
+        embed(kernel, self.model, self.image, tile, x)?;
+        let tile_len = TILE * a.dim();
+        let scales_len = TILE * 3 * a.heads as usize;
+        // tiles of a thread
+        let share = a.tokens().div_ceil(TILE).div_ceil(threads);
+        for block in 0..a.depth as usize {
+            let block = self.model.block(block)?;
+            let parts = x
+                .chunks_mut(share * tile_len)
+                .zip(values.chunks_mut(share * 3 * tile_len))
+                .zip(scales.chunks_mut(share * scales_len))
+                .zip(tiles.iter_mut().flatten());
+            for_parts(self.pool, parts, |(((x, values), scales), tile)| {
+                let values = values.chunks_exact_mut(3 * tile_len).zip(scales.chunks_exact_mut(scales_len));
+                x.chunks_mut(tile_len).zip(values).try_for_each(|(x, (values, scales))| {
+                    project(kernel, &a, &block, x, values, scales, tile)
+                })
+            })?;
+            let projections =
+                Projections { values, scales, tokens: a.tokens(), heads: a.heads as usize, dim: a.dim() };
+            let parts = x.chunks_mut(share * tile_len).enumerate().zip(tiles.iter_mut().flatten());
+            for_parts(self.pool, parts, |((part, x), tile)| {
+                x.chunks_mut(tile_len).zip(part * share..).try_for_each(|(x, index)| {
+                    attend_and_mix(kernel, &a, &block, &projections, index, x, tile)
+                })
+            })?;
+        }
+        if let Some(norm) = &self.model.tail().norm {
+            let Some(Some(tile)) = tiles.first_mut() else { return Ok(()) };
+            for x in x.chunks_exact_mut(a.dim()) {
+                kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
+                x.copy_from_slice(tile.normed);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Patch embedding plus position embedding, then the prefix tokens.
+fn embed<K: Arithmetic>(
+    kernel: K,
+    model: &Model<'_>,
+    image: &Image<'_>,
+    tile: &mut Tile<'_>,
+    x: &mut [f32],
+) -> Result<()> {
+    let a = model.architecture();
+    let embedding = model.embedding();
+    let prefix = embedding.prefix.unwrap_or_default();
+    for (x, value) in x.iter_mut().zip(floats(embedding.positions).chain(floats(prefix))) {
+        *x = value;
+    }
+    let side = a.patch_size as usize;
+    let inputs = a.patch_inputs().next_multiple_of(INPUT_MULTIPLE);
+    let columns = a.grid.1 as usize;
+    let patches = prefix_mut("out", a.patches() * a.dim(), x)?;
+    for (index, x) in patches.chunks_mut(TILE * a.dim()).enumerate() {
+        let rows = x.len() / a.dim();
+        for (row, patch) in tile.inputs.chunks_exact_mut(inputs).take(rows).enumerate() {
+            let patch_index = index * TILE + row;
+            let corner = (patch_index / columns * side, patch_index % columns * side);
+            patch.fill(0);
+            image.patch_into(corner, side, patch);
+        }
+        // pixels are integers: they carry no scale
+        linear(kernel, rows, inputs, tile.inputs, &[1.0; TILE], &embedding.patch, Epilogue::Add, x)?;
+    }
+    Ok(())
+}
+
+/// LayerNorm and quantization of the rows of a tile.
+fn norm_and_quantize<K: Arithmetic>(
+    kernel: K,
+    x: &[f32],
+    norm: &crate::format::Norm<&[u8]>,
+    dim: usize,
+    tile: &mut Tile<'_>,
+) {
+    let rows = x.chunks_exact(dim).zip(tile.inputs.chunks_exact_mut(dim)).zip(&mut tile.scales);
+    for ((x, inputs), scale) in rows {
+        kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
+        *scale = kernel.vectorize(QuantizeI8 { x: tile.normed, out: inputs });
+    }
+}
+
+/// Queries, keys and values of a tile.
+fn project<K: Arithmetic>(
+    kernel: K,
+    a: &Architecture,
+    block: &Block<&[u8]>,
+    x: &[f32],
+    values: &mut [i16],
+    scales: &mut [f32],
+    tile: &mut Tile<'_>,
+) -> Result<()> {
+    let dim = a.dim();
+    let rows = x.len() / dim;
+    norm_and_quantize(kernel, x, &block.norm1, dim, tile);
+    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.qkv, Epilogue::Store, tile.wide)?;
+    let qkv = tile.wide.get(..rows * 3 * dim).unwrap_or_default();
+    kernel.vectorize(StoreProjections { qkv, dim, heads: a.heads as usize, values, scales });
+    Ok(())
+}
+
+/// `x += proj(attention)`, then `x += fc2(GELU(fc1(norm2(x))))`, for a tile.
+fn attend_and_mix<K: Arithmetic>(
+    kernel: K,
+    a: &Architecture,
+    block: &Block<&[u8]>,
+    projections: &Projections<'_>,
+    index: usize,
+    x: &mut [f32],
+    tile: &mut Tile<'_>,
+) -> Result<()> {
+    let (dim, hidden) = (a.dim(), a.hidden as usize);
+    let rows = x.len() / dim;
+    let (attended, scores) = tile.wide.split_at_mut(TILE * dim);
+    attend(kernel, projections, index, rows, scores, tile.weights, attended)?;
+    quantize_rows(kernel, attended, dim, rows, tile.inputs, &mut tile.scales);
+    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.proj, Epilogue::Add, x)?;
+
+    norm_and_quantize(kernel, x, &block.norm2, dim, tile);
+    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.fc1, Epilogue::Gelu, tile.wide)?;
+    quantize_rows(kernel, tile.wide, hidden, rows, tile.inputs, &mut tile.scales);
+    linear(kernel, rows, hidden, tile.inputs, &tile.scales, &block.fc2, Epilogue::Add, x)
+}
+
+fn quantize_rows<K: Arithmetic>(
+    kernel: K,
+    x: &[f32],
+    width: usize,
+    rows: usize,
+    quantized: &mut [i8],
+    scales: &mut [f32; TILE],
+) {
+    let all = x.chunks_exact(width).zip(quantized.chunks_exact_mut(width)).zip(scales).take(rows);
+    for ((x, quantized), scale) in all {
+        *scale = kernel.vectorize(QuantizeI8 { x, out: quantized });
+    }
+}
