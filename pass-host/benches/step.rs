@@ -124,7 +124,9 @@ fn peak_memory() -> Option<f64> {
 
 fn main() -> Result<()> {
     let options = options();
-    // SAFETY of the order: both pools read their size once, before their first use below
+    // candle's own pool of spinning threads slows everything else down: one thread, as in the program
+    // SAFETY: nothing has started a thread yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads)
         .build_global()
