@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
+use crate::checkpoint::{CheckpointError, write_atomically};
 use crate::config::run::{FeatureSettings, Tokens};
 use crate::config::{DataConfig, OpsKind};
 use crate::data::DataError;
@@ -76,6 +77,9 @@ pub enum FeatureError {
         /// Why.
         source: std::io::Error,
     },
+    /// The list of names cannot be written.
+    #[error(transparent)]
+    Names(#[from] CheckpointError),
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -89,6 +93,7 @@ impl FeatureError {
             Self::Weights(error) => error.hint(),
             Self::Size { patch_size, .. } => Some(format!("for example `--size {}`", 14 * patch_size)),
             Self::Format { .. } => Some("name the file `features.safetensors` or `features.npy`".into()),
+            Self::Names(error) => error.hint(),
             Self::AllBad { .. } | Self::Write { .. } | Self::Tensor(_) => None,
         }
     }
@@ -155,7 +160,7 @@ pub fn run(
     let shape = file.finish(names.len()).map_err(write)?;
     let list = names_path(&settings.out);
     let text: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
-    std::fs::write(&list, text).map_err(|source| FeatureError::Write { path: list.clone(), source })?;
+    write_atomically(&list, text.as_bytes())?;
     Ok(FeatureSummary { file: settings.out.clone(), shape, names: list, bad })
 }
 

@@ -67,6 +67,13 @@ pub(super) struct FeatureFile {
     writer: BufWriter<File>,
 }
 
+impl Drop for FeatureFile {
+    /// Removes what was not finished; after [`FeatureFile::finish`] there is nothing to remove.
+    fn drop(&mut self) {
+        fs::remove_file(&self.temporary).ok();
+    }
+}
+
 impl FeatureFile {
     /// Starts a file whose rows have the axes `row`.
     pub(super) fn create(path: &Path, format: FileFormat, row: &[usize]) -> io::Result<Self> {
@@ -90,10 +97,11 @@ impl FeatureFile {
     }
 
     /// Writes the header for `rows` rows, syncs, and moves the file to its place; returns the shape.
-    pub(super) fn finish(self, rows: usize) -> io::Result<Vec<usize>> {
+    pub(super) fn finish(mut self, rows: usize) -> io::Result<Vec<usize>> {
         let mut shape = vec![rows];
         shape.extend(&self.row);
-        let mut file = self.writer.into_inner().map_err(io::IntoInnerError::into_error)?;
+        self.writer.flush()?;
+        let file = self.writer.get_mut();
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&self.format.header(&shape))?;
         file.sync_all()?;
@@ -116,6 +124,16 @@ mod tests {
         assert!(!path.exists(), "nothing is there before it is complete");
         assert_eq!(file.finish(3).expect("finish"), [3, 2]);
         fs::read(&path).expect("read")
+    }
+
+    #[test]
+    fn an_unfinished_file_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.npy");
+        let mut file = FeatureFile::create(&path, FileFormat::Npy, &[2]).expect("create");
+        file.append(&[1.0, 2.0]).expect("append");
+        drop(file);
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 0);
     }
 
     #[test]
