@@ -92,6 +92,8 @@ pub enum Problem {
     NotFinite,
     /// Another number of elements than its shape.
     Length,
+    /// An int8 weight beyond the limit of the file's mode.
+    WeightLimit,
 }
 
 impl fmt::Display for Problem {
@@ -103,6 +105,7 @@ impl fmt::Display for Problem {
             Self::Offset => "at an offset outside the layout",
             Self::NotFinite => "no finite number everywhere",
             Self::Length => "of the wrong number of elements",
+            Self::WeightLimit => "with a weight beyond the limit of the file's mode",
         })
     }
 }

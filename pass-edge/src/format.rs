@@ -31,6 +31,7 @@
 //! | `self_test.feature` | f32 `[1, D]`: patch token 0 of the self-test | always |
 //!
 //! A *linear* map `[out, in]` is `weight` (int8), `scale` (f32 `[1, out]`, weight = int8 · scale) and `bias` (f32 `[1, out]`).
+//! Weights lie within ±127 ([`Mode::Exact`]) or ±63 ([`Mode::Fast`]), never at −128.
 //! Its int8 values are stored as every kernel reads them: panels of 16 outputs; in a panel, groups of 4 inputs; in a
 //! group, output by output its 4 values. `in` is padded with zeros to a multiple of 16 (`K`), so the value of output `o`
 //! and input `i` is byte `(o/16)·16·K + (i/4)·64 + (o mod 16)·4 + i mod 4`.
@@ -201,6 +202,34 @@ pub struct Contract {
     pub min_cosine: f32,
 }
 
+/// How finely weights are rounded. Both modes are exact in integers and equal in bits on every platform; the second lets
+/// processors without 8-bit dot products add two products in 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Mode {
+    /// 8-bit weights, ±127.
+    Exact,
+    /// 7-bit weights, ±63.
+    Fast,
+}
+
+impl Mode {
+    /// Largest magnitude of a weight.
+    pub const fn weight_limit(self) -> i8 {
+        match self {
+            Self::Exact => 127,
+            Self::Fast => 63,
+        }
+    }
+
+    /// The name, as on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Fast => "fast",
+        }
+    }
+}
+
 /// The self-test: a generated image and the digest of its features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SelfTest {
@@ -220,6 +249,8 @@ pub struct Header<'a> {
     pub architecture: Architecture,
     /// Normalization of the pixels.
     pub normalization: Normalization,
+    /// How finely weights are rounded.
+    pub mode: Mode,
     /// Promised accuracy.
     pub contract: Contract,
     /// Self-test.

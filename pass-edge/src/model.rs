@@ -4,7 +4,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{Error, Problem, Result};
 use crate::format::{
-    ALIGNMENT, Architecture, Block, CHECKSUM, Contract, Embedding, Header, Kind, MAGIC, Normalization,
+    ALIGNMENT, Architecture, Block, CHECKSUM, Contract, Embedding, Header, Kind, MAGIC, Mode, Normalization,
     PREAMBLE, SelfTest, Tail, TensorEntry, TensorSpec, VERSION, Visit, floats, walk_block, walk_embedding,
     walk_tail,
 };
@@ -52,6 +52,7 @@ impl<'a> Model<'a> {
             tensors: TensorReader { file, at: PREAMBLE + header_bytes.len() },
             table,
             entries: 0,
+            weight_limit: header.mode.weight_limit(),
         };
         let embedding = walk_embedding(&architecture, &mut reader)?;
         let blocks_start = reader.tensors.at;
@@ -98,6 +99,11 @@ impl<'a> Model<'a> {
     /// Normalization of the pixels in training; already part of the patch embedding.
     pub fn normalization(&self) -> &Normalization {
         &self.header.normalization
+    }
+
+    /// How finely weights are rounded.
+    pub fn mode(&self) -> Mode {
+        self.header.mode
     }
 
     /// Promised accuracy.
@@ -185,6 +191,7 @@ struct TableReader<'a> {
     tensors: TensorReader<'a>,
     table: &'a [u8],
     entries: u32,
+    weight_limit: i8,
 }
 
 impl<'a> Visit for TableReader<'a> {
@@ -219,6 +226,14 @@ impl<'a> Visit for TableReader<'a> {
         if spec.kind == Kind::F32 && !floats(tensor).all(f32::is_finite) {
             return Err(spec.error(Problem::NotFinite));
         }
+        if spec.kind == Kind::Int8 && largest_magnitude(tensor) > self.weight_limit.unsigned_abs() {
+            return Err(spec.error(Problem::WeightLimit));
+        }
         Ok(tensor)
     }
+}
+
+/// Of int8 values. Written so that the compiler makes vector code of it: every byte of a file passes here.
+fn largest_magnitude(values: &[u8]) -> u8 {
+    values.iter().fold(0, |largest, value| largest.max(value.cast_signed().unsigned_abs()))
 }

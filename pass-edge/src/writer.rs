@@ -11,8 +11,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::{Error, Problem, Result};
 use crate::features;
 use crate::format::{
-    ALIGNMENT, Architecture, Contract, Header, INPUT_MULTIPLE, Kind, MAGIC, Normalization, PANEL, PREAMBLE,
-    SelfTest, TensorEntry, TensorSpec, VERSION, Visit, walk_block, walk_embedding, walk_tail,
+    ALIGNMENT, Architecture, Contract, Header, INPUT_MULTIPLE, Kind, MAGIC, Mode, Normalization, PANEL,
+    PREAMBLE, SelfTest, TensorEntry, TensorSpec, VERSION, Visit, walk_block, walk_embedding, walk_tail,
 };
 use crate::image::Image;
 use crate::kernels::Kernel;
@@ -38,6 +38,8 @@ pub struct Description<'a> {
     pub architecture: Architecture,
     /// Normalization of the pixels (folded into the patch embedding by the caller).
     pub normalization: Normalization,
+    /// How finely weights are rounded; the caller keeps to its [`Mode::weight_limit`].
+    pub mode: Mode,
     /// Promised accuracy.
     pub contract: Contract,
     /// Seed of the self-test image.
@@ -142,6 +144,7 @@ fn assemble(description: &Description<'_>, self_test: SelfTest, tensors: &[Named
         name: description.name,
         architecture: description.architecture,
         normalization: description.normalization,
+        mode: description.mode,
         contract: description.contract,
         self_test,
         tensors: tensors.len() as u32,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pass_edge::format::{Architecture, Contract, Normalization};
+use pass_edge::format::{Architecture, Contract, Mode, Normalization};
 use pass_edge::writer::{Description, TensorData, write};
 
 pub(crate) const NORMALIZATION: Normalization =
@@ -11,6 +11,7 @@ pub(crate) const NORMALIZATION: Normalization =
 /// A model with float weights, by their names in the file (`….weight`, `….bias`).
 pub(crate) struct FloatVit {
     pub(crate) architecture: Architecture,
+    pub(crate) mode: Mode,
     pub(crate) tensors: BTreeMap<String, Vec<f32>>,
 }
 
@@ -72,7 +73,12 @@ impl FloatVit {
         add("pca.mean".to_owned(), dim, 0.0, 1.0);
         add("pca.basis".to_owned(), architecture.pca_components as usize * dim, 0.0, 1.0);
         tensors.insert("contract.block_cosine".to_owned(), vec![1.0; architecture.depth as usize]);
-        Self { architecture, tensors }
+        Self { architecture, mode: Mode::Exact, tensors }
+    }
+
+    /// The same weights, to be rounded to 7 bits.
+    pub(crate) fn fast(self) -> Self {
+        Self { mode: Mode::Fast, ..self }
     }
 
     pub(crate) fn tensor(&self, name: &str) -> &[f32] {
@@ -102,6 +108,7 @@ impl FloatVit {
             name: "random",
             architecture: self.architecture,
             normalization: NORMALIZATION,
+            mode: self.mode,
             contract: Contract {
                 images: 0,
                 images_hash: 0,
@@ -113,7 +120,7 @@ impl FloatVit {
         }
     }
 
-    /// The `.pass` file: weights to the nearest of 255 steps per output.
+    /// The `.pass` file: weights to the nearest step per output.
     pub(crate) fn quantized(&self) -> Vec<u8> {
         let mut numbers = |name: &str, _rows: usize, columns: usize| {
             let Some((layer, part)) = name.rsplit_once('.') else {
@@ -128,7 +135,9 @@ impl FloatVit {
             }
             let (weight, bias) = self.folded(layer);
             let inputs = weight.len() / bias.len();
-            let scale = |row: &[f32]| row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / 127.0;
+            let scale = |row: &[f32]| {
+                row.iter().fold(0.0_f32, |most, w| most.max(w.abs())) / f32::from(self.mode.weight_limit())
+            };
             match part {
                 "weight" => {
                     assert_eq!(columns, inputs, "{name}");
