@@ -16,7 +16,8 @@ mod neon;
 mod scalar;
 
 use crate::error::{Error, Result};
-use crate::format::{INPUT_MULTIPLE, PANEL};
+use crate::format::{INPUT_MULTIPLE, Mode, PANEL};
+use crate::scratch::TILE;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
@@ -130,6 +131,11 @@ pub(crate) trait Arithmetic: Copy + Send + Sync {
     /// Runs `work` compiled with the kernel's instructions.
     fn vectorize<W: Work>(self, work: W) -> W::Output;
 
+    /// What [`Arithmetic::matmul_i8`] reads instead of, or beside, the bytes of a row.
+    fn preparation(self, _mode: Mode) -> Preparation {
+        Preparation::Nothing
+    }
+
     /// `sums[r][n] = Σₖ a[r][k] · w[k][n]`.
     fn matmul_i8(self, product: I8Product<'_>);
 
@@ -137,28 +143,125 @@ pub(crate) trait Arithmetic: Copy + Send + Sync {
     fn matmul_i16(self, product: I16Product<'_>);
 }
 
-/// int8 rows times int8 panels, lengths checked:
-/// `a` holds `rows·depth`, `weight` `panels·16·depth` and `sums` `rows·panels·16` elements; `depth` is a multiple of 16.
-pub(crate) struct I8Product<'a> {
-    a: &'a [i8],
-    weight: &'a [u8],
-    sums: &'a mut [i32],
+/// What is computed once from the rows of a tile, for all panels they are multiplied by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Preparation {
+    /// Nothing.
+    Nothing,
+    /// The sum of each row: takes an offset of the weights off again.
+    Sums,
+    /// The rows as 16-bit numbers.
+    Words,
+}
+
+/// Up to [`TILE`] rows of int8 activations, prepared for a kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct I8Rows<'a> {
+    bytes: &'a [i8],
+    words: &'a [i16],
+    sums: [i32; TILE],
     rows: usize,
     depth: usize,
+    mode: Mode,
+}
+
+impl<'a> I8Rows<'a> {
+    /// - `bytes`: `[rows, depth]`, `depth` a multiple of 16.
+    /// - `words`: room for as many 16-bit numbers.
+    /// - `mode`: that of the weights.
+    pub(crate) fn prepare<K: Arithmetic>(
+        kernel: K,
+        rows: usize,
+        depth: usize,
+        bytes: &'a [i8],
+        words: &'a mut [i16],
+        mode: Mode,
+    ) -> Result<Self> {
+        let len = rows * depth;
+        if rows > TILE || !depth.is_multiple_of(INPUT_MULTIPLE) || words.len() < len {
+            return Err(Error::LengthMismatch { what: "rows", expected: len, actual: words.len() });
+        }
+        let short = Error::LengthMismatch { what: "inputs", expected: len, actual: bytes.len() };
+        let bytes = bytes.get(..len).ok_or(short)?;
+        let mut sums = [0; TILE];
+        match kernel.preparation(mode) {
+            Preparation::Nothing => {}
+            Preparation::Sums => kernel.vectorize(SumRows { bytes, depth, sums: &mut sums }),
+            Preparation::Words => kernel.vectorize(Widen { bytes, words }),
+        }
+        Ok(Self { bytes, words, sums, rows, depth, mode })
+    }
+
+    /// Rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Numbers in a row.
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+}
+
+struct SumRows<'a> {
+    bytes: &'a [i8],
+    depth: usize,
+    sums: &'a mut [i32; TILE],
+}
+
+impl Work for SumRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (sum, row) in self.sums.iter_mut().zip(self.bytes.chunks_exact(self.depth.max(1))) {
+            *sum = row.iter().map(|value| i32::from(*value)).sum();
+        }
+    }
+}
+
+struct Widen<'a> {
+    bytes: &'a [i8],
+    words: &'a mut [i16],
+}
+
+impl Work for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        for (word, byte) in self.words.iter_mut().zip(self.bytes) {
+            *word = i16::from(*byte);
+        }
+    }
+}
+
+/// int8 rows times int8 panels, lengths checked: the rows hold `rows·depth` elements (as bytes, and as words if the kernel
+/// asked for them), `weight` `panels·16·depth` and `sums` `rows·panels·16`; `depth` is a multiple of 16, `rows` at most 16.
+pub(crate) struct I8Product<'a> {
+    a: I8Rows<'a>,
+    weight: &'a [u8],
+    sums: &'a mut [i32],
     panels: usize,
 }
 
 impl<'a> I8Product<'a> {
-    /// All rows of `a` times all panels of `weight`.
-    pub(crate) fn new(a: &'a [i8], depth: usize, weight: &'a [u8], sums: &'a mut [i32]) -> Result<Self> {
-        let rows = a.len().checked_div(depth).unwrap_or(0);
-        let panels = weight.len().checked_div(depth * PANEL).unwrap_or(0);
-        let needed = rows * panels * PANEL;
-        if !depth.is_multiple_of(INPUT_MULTIPLE) || sums.len() < needed {
+    /// All rows of `a` times all panels of `weight`, whose numbers keep to the limit of the mode that `a` was prepared for.
+    pub(crate) fn new(a: I8Rows<'a>, weight: &'a [u8], sums: &'a mut [i32]) -> Result<Self> {
+        let panels = weight.len().checked_div(a.depth * PANEL).unwrap_or(0);
+        let needed = a.rows * panels * PANEL;
+        if sums.len() < needed {
             return Err(Error::LengthMismatch { what: "sums", expected: needed, actual: sums.len() });
         }
-        Ok(Self { a, weight, sums, rows, depth, panels })
+        Ok(Self { a, weight, sums, panels })
     }
+}
+
+/// `(first row, rows)` of blocks of at most `most` rows, as equal as can be: what a kernel holds in registers at once.
+fn row_blocks(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let blocks = rows.div_ceil(most.max(1));
+    let start = move |block: usize| (block * rows).checked_div(blocks).unwrap_or(0);
+    (0..blocks).map(move |block| (start(block), start(block + 1) - start(block)))
 }
 
 /// Panels of 16 columns of `i16`. The inner dimension is `runs` runs of `run` groups of 2.
@@ -224,11 +327,24 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    impl Job for I8Product<'_> {
-        type Output = ();
+    /// Rows and panels, waiting for a kernel.
+    struct RowsTimesPanels<'a> {
+        a: &'a [i8],
+        weight: &'a [u8],
+        shape: (usize, usize),
+        mode: Mode,
+        sums: &'a mut [i32],
+    }
 
-        fn run<K: Arithmetic>(self, kernel: K) {
-            kernel.matmul_i8(self);
+    impl Job for RowsTimesPanels<'_> {
+        type Output = Result<()>;
+
+        fn run<K: Arithmetic>(self, kernel: K) -> Result<()> {
+            let (rows, depth) = self.shape;
+            let mut words = vec![0; rows * depth];
+            let a = I8Rows::prepare(kernel, rows, depth, self.a, &mut words, self.mode)?;
+            kernel.matmul_i8(I8Product::new(a, self.weight, self.sums)?);
+            Ok(())
         }
     }
 
@@ -257,12 +373,23 @@ mod tests {
         sums
     }
 
+    /// In both modes: the weights as they are (but −128), then halved.
     fn check_i8(a: &[i8], weight: &[u8], rows: usize, depth: usize, panels: usize) {
-        let expected = i8_by_definition(a, weight, rows, depth, panels);
-        for kernel in Kernel::available() {
-            let mut sums = vec![-1; rows * panels * PANEL];
-            kernel.dispatch(I8Product::new(a, depth, weight, &mut sums).unwrap());
-            assert_eq!(sums, expected, "{} {rows}x{depth}x{panels}", kernel.name());
+        for mode in [Mode::Exact, Mode::Fast] {
+            let limit = mode.weight_limit();
+            let within = |w: &u8| {
+                let w = w.cast_signed();
+                (if mode == Mode::Fast { w / 2 } else { w }).clamp(-limit, limit).cast_unsigned()
+            };
+            let weight: Vec<u8> = weight.iter().map(within).collect();
+            let expected = i8_by_definition(a, &weight, rows, depth, panels);
+            for kernel in Kernel::available() {
+                let mut sums = vec![-1; rows * panels * PANEL];
+                let product =
+                    RowsTimesPanels { a, weight: &weight, shape: (rows, depth), mode, sums: &mut sums };
+                kernel.dispatch(product).unwrap();
+                assert_eq!(sums, expected, "{} {rows}x{depth}x{panels} {}", kernel.name(), mode.name());
+            }
         }
     }
 
@@ -274,7 +401,7 @@ mod tests {
     fn int8_kernels_agree_with_the_definition_for_every_shape_and_alignment() {
         let depths: &[usize] = if cfg!(miri) { &[16] } else { &[16, 32, 48, 64, 80, 192, 592, 1536] };
         for &depth in depths {
-            for rows in 0..=17 {
+            for rows in 0..=TILE {
                 for panels in [0, 1, 2, 3, 4] {
                     let start = (rows + panels) % 4;
                     let a: Vec<i8> =
@@ -356,8 +483,19 @@ mod tests {
 
     #[test]
     fn short_buffers_are_refused() {
-        assert!(I8Product::new(&[0; 32], 16, &[0; 256], &mut [0; 31]).is_err());
-        assert!(I8Product::new(&[0; 30], 15, &[0; 240], &mut [0; 64]).is_err());
+        let refused = |depth: usize, sums: usize| {
+            let (a, weight) = (vec![0; 2 * depth], vec![0; 16 * depth]);
+            let mut sums = vec![0; sums];
+            let product = RowsTimesPanels {
+                a: &a,
+                weight: &weight,
+                shape: (2, depth),
+                mode: Mode::Exact,
+                sums: &mut sums,
+            };
+            Kernel::Scalar.dispatch(product).is_err()
+        };
+        assert!(refused(16, 31) && refused(15, 64) && !refused(16, 32));
         let b = I16Panels { values: &[0; 64], panels: 1, panel_stride: 0, run: 2, runs: 1, run_stride: 0 };
         assert!(I16Product::new(&[0; 4], 4, 1, b, &mut [0; 16]).is_ok());
         assert!(I16Product::new(&[0; 3], 4, 1, b, &mut [0; 16]).is_err());

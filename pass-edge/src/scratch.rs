@@ -13,7 +13,7 @@ pub(crate) const TILE: usize = 16;
 pub struct ScratchLen {
     /// `f32`: scales of queries, keys and values; rows of one tile.
     pub floats: usize,
-    /// `i16`: queries, keys and values of all tokens; attention weights of one tile.
+    /// `i16`: queries, keys and values of all tokens; attention weights or quantized inputs of one tile.
     pub words: usize,
     /// `i8`: quantized inputs of one tile.
     pub bytes: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Plan {
     pub(crate) projections: usize,
     /// f32 rows of the tile at work.
     pub(crate) tile_floats: usize,
-    /// Attention weights of the tile at work.
+    /// Attention weights, or quantized rows as words, of the tile at work.
     pub(crate) tile_words: usize,
     /// Quantized rows of the tile at work.
     pub(crate) tile_bytes: usize,
@@ -69,14 +69,14 @@ impl Plan {
     pub(crate) const fn of(a: &Architecture) -> Self {
         let (dim, hidden) = (a.dim(), a.hidden as usize);
         let padded_tokens = a.tokens().next_multiple_of(TILE);
-        // one LayerNorm row, then the widest of: q, k, v; the hidden layer; attended values beside the scores of a head
-        let widest = max(max(3 * dim, hidden), dim + padded_tokens);
+        // one LayerNorm row, then the widest of: q, k, v; the hidden layer; attended values beside scores and scales of a head
+        let widest = max(TILE * max(3 * dim, hidden), TILE * (dim + padded_tokens) + 2 * padded_tokens);
         let inputs = max(max(dim, hidden), a.patch_inputs().next_multiple_of(INPUT_MULTIPLE));
         Self {
             scales: padded_tokens * 3 * a.heads as usize,
             projections: padded_tokens * 3 * dim,
-            tile_floats: dim + TILE * widest,
-            tile_words: TILE * padded_tokens,
+            tile_floats: dim + widest,
+            tile_words: TILE * max(padded_tokens, inputs),
             tile_bytes: TILE * inputs,
         }
     }

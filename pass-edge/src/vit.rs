@@ -1,9 +1,9 @@
 //! The forward pass, in the order of the trainer's backbone.
 
 use crate::error::{Error, Result, prefix_mut};
-use crate::format::{Architecture, Block, INPUT_MULTIPLE, floats};
+use crate::format::{Architecture, Block, INPUT_MULTIPLE, Linear, Mode, Norm, floats};
 use crate::image::Image;
-use crate::kernels::{Arithmetic, Job, Kernel};
+use crate::kernels::{Arithmetic, I8Rows, Job, Kernel};
 use crate::model::Model;
 use crate::ops::attention::{Projections, StoreProjections, attend};
 use crate::ops::layer_norm::LayerNorm;
@@ -61,9 +61,26 @@ struct Forward<'a, 'm, 's> {
 struct Tile<'a> {
     normed: &'a mut [f32],
     wide: &'a mut [f32],
-    weights: &'a mut [i16],
+    words: &'a mut [i16],
     inputs: &'a mut [i8],
     scales: [f32; TILE],
+    mode: Mode,
+}
+
+impl Tile<'_> {
+    /// `layer` on the quantized rows, into `out` or, without one, into `wide`.
+    fn linear<K: Arithmetic>(
+        &mut self,
+        kernel: K,
+        rows: usize,
+        width: usize,
+        layer: &Linear<&[u8]>,
+        epilogue: Epilogue,
+        out: Option<&mut [f32]>,
+    ) -> Result<()> {
+        let inputs = I8Rows::prepare(kernel, rows, width, self.inputs, self.words, self.mode)?;
+        linear(kernel, inputs, &self.scales, layer, epilogue, out.unwrap_or(self.wide))
+    }
 }
 
 impl Job for Forward<'_, '_, '_> {
@@ -92,9 +109,9 @@ impl Job for Forward<'_, '_, '_> {
             .chunks_exact_mut(plan.tile_floats)
             .zip(tile_words.chunks_exact_mut(plan.tile_words))
             .zip(bytes.chunks_exact_mut(plan.tile_bytes))
-            .map(|((floats, weights), inputs)| {
+            .map(|((floats, words), inputs)| {
                 let (normed, wide) = floats.split_at_mut(a.dim());
-                Tile { normed, wide, weights, inputs, scales: [0.0; TILE] }
+                Tile { normed, wide, words, inputs, scales: [0.0; TILE], mode: self.model.mode() }
             });
         let mut tiles: [Option<Tile<'_>>; MOST_THREADS] = core::array::from_fn(|_| parts.next());
         let Some(Some(tile)) = tiles.first_mut() else {
@@ -166,7 +183,8 @@ fn embed<K: Arithmetic>(
             image.patch_into(corner, side, patch);
         }
         // pixels are integers: they carry no scale
-        linear(kernel, rows, inputs, tile.inputs, &[1.0; TILE], &embedding.patch, Epilogue::Add, x)?;
+        tile.scales = [1.0; TILE];
+        tile.linear(kernel, rows, inputs, &embedding.patch, Epilogue::Add, Some(x))?;
     }
     Ok(())
 }
@@ -175,7 +193,7 @@ fn embed<K: Arithmetic>(
 fn norm_and_quantize<K: Arithmetic>(
     kernel: K,
     x: &[f32],
-    norm: &crate::format::Norm<&[u8]>,
+    norm: &Norm<&[u8]>,
     dim: usize,
     tile: &mut Tile<'_>,
 ) {
@@ -199,7 +217,7 @@ fn project<K: Arithmetic>(
     let dim = a.dim();
     let rows = x.len() / dim;
     norm_and_quantize(kernel, x, &block.norm1, dim, tile);
-    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.qkv, Epilogue::Store, tile.wide)?;
+    tile.linear(kernel, rows, dim, &block.qkv, Epilogue::Store, None)?;
     let qkv = tile.wide.get(..rows * 3 * dim).unwrap_or_default();
     kernel.vectorize(StoreProjections { qkv, dim, heads: a.heads as usize, values, scales });
     Ok(())
@@ -218,14 +236,14 @@ fn attend_and_mix<K: Arithmetic>(
     let (dim, hidden) = (a.dim(), a.hidden as usize);
     let rows = x.len() / dim;
     let (attended, scores) = tile.wide.split_at_mut(TILE * dim);
-    attend(kernel, projections, index, rows, scores, tile.weights, attended)?;
+    attend(kernel, projections, index, rows, scores, tile.words, attended)?;
     quantize_rows(kernel, attended, dim, rows, tile.inputs, &mut tile.scales);
-    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.proj, Epilogue::Add, x)?;
+    tile.linear(kernel, rows, dim, &block.proj, Epilogue::Add, Some(x))?;
 
     norm_and_quantize(kernel, x, &block.norm2, dim, tile);
-    linear(kernel, rows, dim, tile.inputs, &tile.scales, &block.fc1, Epilogue::Gelu, tile.wide)?;
+    tile.linear(kernel, rows, dim, &block.fc1, Epilogue::Gelu, None)?;
     quantize_rows(kernel, tile.wide, hidden, rows, tile.inputs, &mut tile.scales);
-    linear(kernel, rows, hidden, tile.inputs, &tile.scales, &block.fc2, Epilogue::Add, x)
+    tile.linear(kernel, rows, hidden, &block.fc2, Epilogue::Add, Some(x))
 }
 
 fn quantize_rows<K: Arithmetic>(

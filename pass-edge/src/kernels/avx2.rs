@@ -1,4 +1,6 @@
-//! AVX2: int8 widened to 16 bits and multiplied with `vpmaddwd`, which is exact.
+//! AVX2. 8-bit weights: both sides widened to 16 bits, multiplied with `vpmaddwd`. 7-bit weights: moved up by 64, which makes
+//! them unsigned, and multiplied as bytes with `vpmaddubsw`, whose 16-bit sums of two products cannot overflow
+//! (2 · 127 · 128 < 2¹⁵); 64 times the sum of a row is taken off again. Both are exact.
 #![expect(
     unsafe_code,
     reason = "vector instructions read through pointers and need a processor that has them"
@@ -6,7 +8,8 @@
 
 use core::arch::x86_64::*;
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, Preparation, QUAD, Work, row_blocks};
+use crate::format::Mode;
 
 /// Proof that the processor has AVX2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,9 +45,21 @@ impl Arithmetic for Avx2 {
         unsafe { with_avx2(work) }
     }
 
+    fn preparation(self, mode: Mode) -> Preparation {
+        match mode {
+            Mode::Exact => Preparation::Words,
+            Mode::Fast => Preparation::Sums,
+        }
+    }
+
     fn matmul_i8(self, product: I8Product<'_>) {
         // SAFETY: `self` proves AVX2.
-        unsafe { matmul_i8(product) }
+        unsafe {
+            match product.a.mode {
+                Mode::Exact => matmul_i8(product),
+                Mode::Fast => matmul_i7(product),
+            }
+        }
     }
 
     fn matmul_i16(self, product: I16Product<'_>) {
@@ -53,31 +68,34 @@ impl Arithmetic for Avx2 {
     }
 }
 
+/// Calls `$tile::<ROWS>` for the number of rows of a block.
+macro_rules! by_rows {
+    ($rows:expr, $tile:ident, $arguments:tt) => {
+        match $rows {
+            1 => $tile::<1> $arguments,
+            2 => $tile::<2> $arguments,
+            3 => $tile::<3> $arguments,
+            4 => $tile::<4> $arguments,
+            5 => $tile::<5> $arguments,
+            _ => $tile::<6> $arguments,
+        }
+    };
+}
+
 #[target_feature(enable = "avx2")]
 fn matmul_i8(product: I8Product<'_>) {
-    let I8Product { a, weight, sums, rows, depth, panels } = product;
-    let columns = panels * PANEL;
-    // half a panel at a time: 4 rows of 2 sums leave registers for weights and activations
+    let I8Product { a, weight, sums, panels } = product;
+    let (depth, columns) = (a.depth, panels * PANEL);
+    // half a panel at a time: 6 rows of 2 sums leave registers for weights and activations
     for half in 0..2 * panels {
-        let (panel, offset) = (half / 2, half % 2 * 8);
-        let weight = weight[panel * PANEL * depth + offset * 4..].as_ptr();
-        let mut row = 0;
-        while row < rows {
-            let (a, sums) =
-                (a[row * depth..].as_ptr(), sums[row * columns + panel * PANEL + offset..].as_mut_ptr());
-            // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights and `rows·columns` sums;
-            // 4, 2 or 1 rows are left from `row` on, and the half panel starts inside panel `panel`.
+        for (row, rows) in row_blocks(a.rows, 6) {
+            // SAFETY: `I8Product` promises `rows·depth` activations as words, `panels·16·depth` weights and `rows·columns`
+            // sums; `rows` rows exist from `row` on, and the half panel lies inside panel `half/2`.
             unsafe {
-                if rows - row >= 4 {
-                    i8_tile::<4>(a, weight, depth, sums, columns);
-                    row += 4;
-                } else if rows - row >= 2 {
-                    i8_tile::<2>(a, weight, depth, sums, columns);
-                    row += 2;
-                } else {
-                    i8_tile::<1>(a, weight, depth, sums, columns);
-                    row += 1;
-                }
+                let a = a.words.as_ptr().add(row * depth);
+                let weight = weight.as_ptr().add(half / 2 * PANEL * depth + half % 2 * (QUAD / 2));
+                let sums = sums.as_mut_ptr().add(row * columns + half * (PANEL / 2));
+                by_rows!(rows, i8_tile, (a, weight, depth, sums, columns));
             }
         }
     }
@@ -87,11 +105,11 @@ fn matmul_i8(product: I8Product<'_>) {
 ///
 /// # Safety
 /// `a` is readable for `ROWS` rows of `depth`; `weight` for 32 bytes in each of `depth/4` groups of 64; `sums` writable for
-/// 8 elements in each of `ROWS` rows of `columns`; `depth` is a multiple of 16.
+/// 8 elements in each of `ROWS` rows of `columns`; `depth` is a multiple of 4.
 #[inline]
 #[target_feature(enable = "avx2")]
 unsafe fn i8_tile<const ROWS: usize>(
-    a: *const i8,
+    a: *const i16,
     weight: *const u8,
     depth: usize,
     sums: *mut i32,
@@ -99,33 +117,22 @@ unsafe fn i8_tile<const ROWS: usize>(
 ) {
     // 4 columns a register, 2 partial sums each
     let mut acc = [[_mm256_setzero_si256(); 2]; ROWS];
-    for k in (0..depth).step_by(16) {
-        let mut rows = [_mm256_setzero_si256(); ROWS];
+    for group in 0..depth / 4 {
+        // SAFETY: 32 bytes of group `group < depth/4`.
+        let w = unsafe {
+            let at = weight.add(group * QUAD);
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
+            ]
+        };
         for row in 0..ROWS {
-            // SAFETY: 16 activations from `k < depth` on, `depth` a multiple of 16.
-            rows[row] = unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(a.add(row * depth + k).cast())) };
+            // SAFETY: 4 activations of row `row` from `4·group < depth` on.
+            let quad = unsafe { a.add(row * depth + 4 * group).cast::<i64>().read_unaligned() };
+            let quad = _mm256_set1_epi64x(quad);
+            acc[row][0] = _mm256_add_epi32(acc[row][0], _mm256_madd_epi16(quad, w[0]));
+            acc[row][1] = _mm256_add_epi32(acc[row][1], _mm256_madd_epi16(quad, w[1]));
         }
-        macro_rules! group {
-            ($group:literal, $lanes:literal) => {
-                // SAFETY: group `k/4 + $group` of the panel; 32 bytes are readable there.
-                let w = unsafe {
-                    let at = weight.add((k / 4 + $group) * QUAD);
-                    [
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.cast())),
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(at.add(16).cast())),
-                    ]
-                };
-                for row in 0..ROWS {
-                    let a = _mm256_permute4x64_epi64::<$lanes>(rows[row]);
-                    acc[row][0] = _mm256_add_epi32(acc[row][0], _mm256_madd_epi16(a, w[0]));
-                    acc[row][1] = _mm256_add_epi32(acc[row][1], _mm256_madd_epi16(a, w[1]));
-                }
-            };
-        }
-        group!(0, 0b00_00_00_00);
-        group!(1, 0b01_01_01_01);
-        group!(2, 0b10_10_10_10);
-        group!(3, 0b11_11_11_11);
     }
     for row in 0..ROWS {
         // horizontal addition within 128 bits gives columns 0 1 4 5 2 3 6 7
@@ -136,30 +143,87 @@ unsafe fn i8_tile<const ROWS: usize>(
     }
 }
 
+/// 7-bit weights.
+#[target_feature(enable = "avx2")]
+fn matmul_i7(product: I8Product<'_>) {
+    let I8Product { a, weight, sums, panels } = product;
+    let (depth, columns) = (a.depth, panels * PANEL);
+    for panel in 0..panels {
+        for (row, rows) in row_blocks(a.rows, 4) {
+            // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights and `rows·columns` sums, and
+            // at most as many rows as there are row sums; `rows` rows exist from `row` on, and panel `panel` exists.
+            unsafe {
+                let row_sums = a.sums.as_ptr().add(row);
+                let a = a.bytes.as_ptr().add(row * depth);
+                let weight = weight.as_ptr().add(panel * PANEL * depth);
+                let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                by_rows!(rows, i7_tile, (a, row_sums, weight, depth, sums, columns));
+            }
+        }
+    }
+}
+
+/// `ROWS` rows times a panel of 7-bit weights.
+///
+/// # Safety
+/// `a` is readable for `ROWS` rows of `depth`, `row_sums` for `ROWS` elements; `weight` for `16·depth`; `sums` writable for 16
+/// elements in each of `ROWS` rows of `columns`; `depth` is a multiple of 4.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn i7_tile<const ROWS: usize>(
+    a: *const i8,
+    row_sums: *const i32,
+    weight: *const u8,
+    depth: usize,
+    sums: *mut i32,
+    columns: usize,
+) {
+    let mut acc = [[_mm256_setzero_si256(); 2]; ROWS];
+    let (offset, ones) = (_mm256_set1_epi8(64), _mm256_set1_epi16(1));
+    for group in 0..depth / 4 {
+        // SAFETY: 64 bytes of group `group < depth/4`.
+        let w = unsafe {
+            let at = weight.add(group * QUAD);
+            [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+        };
+        let w = w.map(|w| _mm256_add_epi8(w, offset));
+        for row in 0..ROWS {
+            // SAFETY: 4 activations of row `row` from `4·group < depth` on.
+            let quad = unsafe { a.add(row * depth + 4 * group).cast::<i32>().read_unaligned() };
+            let quad = _mm256_set1_epi32(quad);
+            for half in 0..2 {
+                let pairs = _mm256_maddubs_epi16(w[half], quad);
+                acc[row][half] = _mm256_add_epi32(acc[row][half], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+    }
+    for row in 0..ROWS {
+        // SAFETY: `ROWS` sums of rows.
+        let excess = _mm256_set1_epi32(unsafe { *row_sums.add(row) }.wrapping_mul(64));
+        for half in 0..2 {
+            // SAFETY: 16 sums are writable in row `row`.
+            unsafe {
+                let at = sums.add(row * columns + 8 * half);
+                _mm256_storeu_si256(at.cast(), _mm256_sub_epi32(acc[row][half], excess));
+            }
+        }
+    }
+}
+
 #[target_feature(enable = "avx2")]
 fn matmul_i16(product: I16Product<'_>) {
     let I16Product { a, stride, rows, b, sums } = product;
     let columns = b.panels * PANEL;
+    let runs = (b.run, b.runs, b.run_stride);
     for panel in 0..b.panels {
-        let mut row = 0;
-        while row < rows {
-            let left = rows - row;
-            let (a, sums) = (a[row * stride..].as_ptr(), sums[row * columns + panel * PANEL..].as_mut_ptr());
-            let values = b.values[panel * b.panel_stride..].as_ptr();
-            let runs = (b.run, b.runs, b.run_stride);
-            // SAFETY: `I16Product` promises the rows, every group of every run of the panel, and the sums; 4, 2 or 1 rows
-            // are left from `row` on.
+        for (row, rows) in row_blocks(rows, 6) {
+            // SAFETY: `I16Product` promises the rows, every group of every run of the panel, and the sums; `rows` rows exist
+            // from `row` on.
             unsafe {
-                if left >= 4 {
-                    i16_tile::<4>(a, stride, values, runs, sums, columns);
-                    row += 4;
-                } else if left >= 2 {
-                    i16_tile::<2>(a, stride, values, runs, sums, columns);
-                    row += 2;
-                } else {
-                    i16_tile::<1>(a, stride, values, runs, sums, columns);
-                    row += 1;
-                }
+                let a = a.as_ptr().add(row * stride);
+                let values = b.values.as_ptr().add(panel * b.panel_stride);
+                let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                by_rows!(rows, i16_tile, (a, stride, values, runs, sums, columns));
             }
         }
     }

@@ -7,7 +7,8 @@
 
 use core::arch::x86_64::*;
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, Preparation, QUAD, Work, row_blocks};
+use crate::format::Mode;
 
 /// Proof that the processor has AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,10 @@ impl Arithmetic for Avx512Vnni {
         unsafe { with_avx512(work) }
     }
 
+    fn preparation(self, _mode: Mode) -> Preparation {
+        Preparation::Sums
+    }
+
     fn matmul_i8(self, product: I8Product<'_>) {
         // SAFETY: `self` proves these features.
         unsafe { matmul_i8(product) }
@@ -64,48 +69,56 @@ impl Arithmetic for Avx512Vnni {
     }
 }
 
+/// Calls `$tile::<ROWS, $panels>` for the number of rows of a block.
+macro_rules! by_rows {
+    ($rows:expr, $tile:ident, $panels:literal, $arguments:tt) => {
+        match $rows {
+            1 => $tile::<1, $panels> $arguments,
+            2 => $tile::<2, $panels> $arguments,
+            3 => $tile::<3, $panels> $arguments,
+            4 => $tile::<4, $panels> $arguments,
+            5 => $tile::<5, $panels> $arguments,
+            6 => $tile::<6, $panels> $arguments,
+            7 => $tile::<7, $panels> $arguments,
+            _ => $tile::<8, $panels> $arguments,
+        }
+    };
+}
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn matmul_i8(product: I8Product<'_>) {
-    let I8Product { a, weight, sums, rows, depth, panels } = product;
-    let columns = panels * PANEL;
-    let mut row = 0;
-    while row < rows {
-        let step = [8, 4, 2, 1].into_iter().find(|step| *step <= rows - row).unwrap_or(1);
-        let a = a[row * depth..].as_ptr();
-        let mut panel = 0;
-        while panel < panels {
-            let width = if panels - panel >= 2 { 2 } else { 1 };
-            let weight = weight[panel * PANEL * depth..].as_ptr();
-            let sums = sums[row * columns + panel * PANEL..].as_mut_ptr();
-            // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights and `rows·columns` sums;
-            // `step` rows are left from `row` on and `width` panels from `panel` on.
+    let I8Product { a, weight, sums, panels } = product;
+    let (depth, columns) = (a.depth, panels * PANEL);
+    for panel in (0..panels).step_by(2) {
+        for (row, rows) in row_blocks(a.rows, 8) {
+            // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights and `rows·columns` sums, and
+            // at most as many rows as there are row sums; `rows` rows exist from `row` on, and 2 panels, or the last, from
+            // `panel` on.
             unsafe {
-                match (step, width) {
-                    (8, 2) => i8_tile::<8, 2>(a, weight, depth, sums, columns),
-                    (8, _) => i8_tile::<8, 1>(a, weight, depth, sums, columns),
-                    (4, 2) => i8_tile::<4, 2>(a, weight, depth, sums, columns),
-                    (4, _) => i8_tile::<4, 1>(a, weight, depth, sums, columns),
-                    (2, 2) => i8_tile::<2, 2>(a, weight, depth, sums, columns),
-                    (2, _) => i8_tile::<2, 1>(a, weight, depth, sums, columns),
-                    (_, 2) => i8_tile::<1, 2>(a, weight, depth, sums, columns),
-                    _ => i8_tile::<1, 1>(a, weight, depth, sums, columns),
+                let row_sums = a.sums.as_ptr().add(row);
+                let a = a.bytes.as_ptr().add(row * depth);
+                let weight = weight.as_ptr().add(panel * PANEL * depth);
+                let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                if panels - panel >= 2 {
+                    by_rows!(rows, i8_tile, 2, (a, row_sums, weight, depth, sums, columns));
+                } else {
+                    by_rows!(rows, i8_tile, 1, (a, row_sums, weight, depth, sums, columns));
                 }
             }
-            panel += width;
         }
-        row += step;
     }
 }
 
 /// `ROWS` rows times `PANELS` panels.
 ///
 /// # Safety
-/// `a` is readable for `ROWS` rows of `depth`; `weight` for `PANELS` panels of `16·depth`; `sums` writable for `16·PANELS`
-/// elements in each of `ROWS` rows of `columns`; `depth` is a multiple of 16.
+/// `a` is readable for `ROWS` rows of `depth`, `row_sums` for `ROWS` elements; `weight` for `PANELS` panels of `16·depth`;
+/// `sums` writable for `16·PANELS` elements in each of `ROWS` rows of `columns`; `depth` is a multiple of 4.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn i8_tile<const ROWS: usize, const PANELS: usize>(
     a: *const i8,
+    row_sums: *const i32,
     weight: *const u8,
     depth: usize,
     sums: *mut i32,
@@ -131,13 +144,8 @@ unsafe fn i8_tile<const ROWS: usize, const PANELS: usize>(
         }
     }
     for row in 0..ROWS {
-        let mut total = _mm512_setzero_si512();
-        for k in (0..depth).step_by(16) {
-            // SAFETY: 16 activations of row `row` from `k < depth` on, `depth` a multiple of 16.
-            let a = unsafe { _mm_loadu_si128(a.add(row * depth + k).cast()) };
-            total = _mm512_add_epi32(total, _mm512_cvtepi8_epi32(a));
-        }
-        let excess = _mm512_set1_epi32(_mm512_reduce_add_epi32(total).wrapping_mul(128));
+        // SAFETY: `ROWS` sums of rows.
+        let excess = _mm512_set1_epi32(unsafe { *row_sums.add(row) }.wrapping_mul(128));
         for panel in 0..PANELS {
             // SAFETY: 16 sums of panel `panel` are writable in row `row`.
             unsafe {
@@ -153,32 +161,21 @@ fn matmul_i16(product: I16Product<'_>) {
     let I16Product { a, stride, rows, b, sums } = product;
     let columns = b.panels * PANEL;
     let runs = (b.run, b.runs, b.run_stride);
-    let mut row = 0;
-    while row < rows {
-        let step = [8, 4, 2, 1].into_iter().find(|step| *step <= rows - row).unwrap_or(1);
-        let a = a[row * stride..].as_ptr();
-        let mut panel = 0;
-        while panel < b.panels {
-            let width = if b.panels - panel >= 2 { 2 } else { 1 };
-            let values = b.values[panel * b.panel_stride..].as_ptr();
-            let sums = sums[row * columns + panel * PANEL..].as_mut_ptr();
-            // SAFETY: `I16Product` promises the rows, every group of every run of every panel, and the sums; `step` rows are
-            // left from `row` on and `width` panels from `panel` on.
+    for panel in (0..b.panels).step_by(2) {
+        for (row, rows) in row_blocks(rows, 8) {
+            // SAFETY: `I16Product` promises the rows, every group of every run of every panel, and the sums; `rows` rows
+            // exist from `row` on, and 2 panels, or the last, from `panel` on.
             unsafe {
-                match (step, width) {
-                    (8, 2) => i16_tile::<8, 2>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (8, _) => i16_tile::<8, 1>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (4, 2) => i16_tile::<4, 2>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (4, _) => i16_tile::<4, 1>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (2, 2) => i16_tile::<2, 2>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (2, _) => i16_tile::<2, 1>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    (_, 2) => i16_tile::<1, 2>(a, stride, values, b.panel_stride, runs, sums, columns),
-                    _ => i16_tile::<1, 1>(a, stride, values, b.panel_stride, runs, sums, columns),
+                let a = a.as_ptr().add(row * stride);
+                let values = b.values.as_ptr().add(panel * b.panel_stride);
+                let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                if b.panels - panel >= 2 {
+                    by_rows!(rows, i16_tile, 2, (a, stride, values, b.panel_stride, runs, sums, columns));
+                } else {
+                    by_rows!(rows, i16_tile, 1, (a, stride, values, b.panel_stride, runs, sums, columns));
                 }
             }
-            panel += width;
         }
-        row += step;
     }
 }
 

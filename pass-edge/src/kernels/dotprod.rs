@@ -4,7 +4,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::{Arithmetic, I8Product, I16Product, PANEL, QUAD, Work, neon};
+use super::{Arithmetic, I8Product, I16Product, PANEL, QUAD, Work, neon, row_blocks};
 
 /// Proof that the processor has the dot-product instructions (Orin does; Nano, TX2 do not).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,23 +36,21 @@ impl Arithmetic for DotProd {
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {
-        let I8Product { a, weight, sums, rows, depth, panels } = product;
-        let columns = panels * PANEL;
+        let I8Product { a, weight, sums, panels } = product;
+        let (depth, columns) = (a.depth, panels * PANEL);
         for panel in 0..panels {
-            let weight = weight[panel * PANEL * depth..].as_ptr().cast();
-            let mut row = 0;
-            while row < rows {
-                let (a, sums) =
-                    (a[row * depth..].as_ptr(), sums[row * columns + panel * PANEL..].as_mut_ptr());
+            for (row, rows) in row_blocks(a.rows, 4) {
                 // SAFETY: `self` proves the instructions. `I8Product` promises `rows·depth` activations, `panels·16·depth`
-                // weights and `rows·columns` sums; 4 or 1 rows are left from `row` on, and panel `panel` exists.
+                // weights and `rows·columns` sums; `rows` rows exist from `row` on, and panel `panel` exists.
                 unsafe {
-                    if rows - row >= 4 {
-                        i8_tile::<4>(a, weight, depth, sums, columns);
-                        row += 4;
-                    } else {
-                        i8_tile::<1>(a, weight, depth, sums, columns);
-                        row += 1;
+                    let a = a.bytes.as_ptr().add(row * depth);
+                    let weight = weight.as_ptr().add(panel * PANEL * depth).cast();
+                    let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                    match rows {
+                        1 => i8_tile::<1>(a, weight, depth, sums, columns),
+                        2 => i8_tile::<2>(a, weight, depth, sums, columns),
+                        3 => i8_tile::<3>(a, weight, depth, sums, columns),
+                        _ => i8_tile::<4>(a, weight, depth, sums, columns),
                     }
                 }
             }

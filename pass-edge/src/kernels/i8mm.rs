@@ -4,7 +4,7 @@
 use core::arch::aarch64::*;
 use core::arch::asm;
 
-use super::{Arithmetic, I8Product, I16Product, PANEL, QUAD, Work, neon};
+use super::{Arithmetic, I8Product, I16Product, PANEL, QUAD, Work, neon, row_blocks};
 
 /// Proof that the processor has the 8-bit matrix instructions (Thor does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,16 +36,23 @@ impl Arithmetic for I8mm {
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {
-        let I8Product { a, weight, sums, rows, depth, panels } = product;
-        let columns = panels * PANEL;
+        let I8Product { a, weight, sums, panels } = product;
+        let (depth, columns) = (a.depth, panels * PANEL);
         for panel in 0..panels {
-            let weight = weight[panel * PANEL * depth..].as_ptr().cast();
-            for row in (0..rows).step_by(2) {
-                let (a, sums) =
-                    (a[row * depth..].as_ptr(), sums[row * columns + panel * PANEL..].as_mut_ptr());
+            for (row, rows) in row_blocks(a.rows, 4) {
                 // SAFETY: `self` proves the instructions. `I8Product` promises `rows·depth` activations, `panels·16·depth`
-                // weights and `rows·columns` sums; 2 rows, or the last, are left from `row` on, and panel `panel` exists.
-                unsafe { i8_tile(a, rows - row >= 2, weight, depth, sums, columns) };
+                // weights and `rows·columns` sums; `rows` rows exist from `row` on, and panel `panel` exists.
+                unsafe {
+                    let a = a.bytes.as_ptr().add(row * depth);
+                    let weight = weight.as_ptr().add(panel * PANEL * depth).cast();
+                    let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                    match rows {
+                        1 => i8_tile::<1, 1>(a, weight, depth, sums, columns),
+                        2 => i8_tile::<2, 1>(a, weight, depth, sums, columns),
+                        3 => i8_tile::<3, 2>(a, weight, depth, sums, columns),
+                        _ => i8_tile::<4, 2>(a, weight, depth, sums, columns),
+                    }
+                }
             }
         }
     }
@@ -55,20 +62,31 @@ impl Arithmetic for I8mm {
     }
 }
 
-/// 2 rows (or 1, which then is both) times a panel.
+/// `ROWS` rows, in `PAIRS` pairs, times a panel; the last row is its own partner if their number is odd.
 ///
 /// # Safety
-/// `a` is readable for the rows of `depth`; `weight` for `16·depth`; `sums` writable for 16 elements in each of the rows of
-/// `columns`; `depth` is a multiple of 16.
+/// `a` is readable for `ROWS` rows of `depth`; `weight` for `16·depth`; `sums` writable for 16 elements in each of `ROWS` rows of
+/// `columns`; `depth` is a multiple of 8; `PAIRS` is half of `ROWS`, rounded up.
 #[inline]
 #[target_feature(enable = "neon,i8mm")]
-unsafe fn i8_tile(a: *const i8, two: bool, weight: *const i8, depth: usize, sums: *mut i32, columns: usize) {
-    let second = if two { depth } else { 0 };
+unsafe fn i8_tile<const ROWS: usize, const PAIRS: usize>(
+    a: *const i8,
+    weight: *const i8,
+    depth: usize,
+    sums: *mut i32,
+    columns: usize,
+) {
+    let second = |pair: usize| (2 * pair + 1).min(ROWS - 1);
     // of 2 columns: row 0 column 0, row 0 column 1, row 1 column 0, row 1 column 1
-    let mut acc = [vdupq_n_s32(0); 8];
+    let mut acc = [[vdupq_n_s32(0); 8]; PAIRS];
     for k in (0..depth).step_by(8) {
-        // SAFETY: 8 activations of each row from `k < depth` on, `depth` a multiple of 8.
-        let rows = unsafe { vcombine_s8(vld1_s8(a.add(k)), vld1_s8(a.add(second + k))) };
+        let mut rows = [vdupq_n_s8(0); PAIRS];
+        for pair in 0..PAIRS {
+            // SAFETY: 8 activations of both rows from `k < depth` on, `depth` a multiple of 8.
+            rows[pair] = unsafe {
+                vcombine_s8(vld1_s8(a.add(2 * pair * depth + k)), vld1_s8(a.add(second(pair) * depth + k)))
+            };
+        }
         for four in 0..4 {
             // SAFETY: 4 of the 16 columns of groups `k/4` and `k/4 + 1`: 16 bytes each.
             let [low, high] = unsafe {
@@ -77,26 +95,32 @@ unsafe fn i8_tile(a: *const i8, two: bool, weight: *const i8, depth: usize, sums
             };
             // the 8 bytes of a column side by side
             for (half, columns) in [vzip1q_s32(low, high), vzip2q_s32(low, high)].into_iter().enumerate() {
-                // SAFETY: an operation on registers alone; this function enables `i8mm`.
-                unsafe {
-                    asm!(
-                        "smmla {acc:v}.4s, {rows:v}.16b, {columns:v}.16b",
-                        acc = inout(vreg) acc[2 * four + half],
-                        rows = in(vreg) rows,
-                        columns = in(vreg) columns,
-                        options(pure, nomem, nostack, preserves_flags)
-                    );
+                for pair in 0..PAIRS {
+                    // SAFETY: an operation on registers alone; this function enables `i8mm`.
+                    unsafe {
+                        asm!(
+                            "smmla {acc:v}.4s, {rows:v}.16b, {columns:v}.16b",
+                            acc = inout(vreg) acc[pair][2 * four + half],
+                            rows = in(vreg) rows[pair],
+                            columns = in(vreg) columns,
+                            options(pure, nomem, nostack, preserves_flags)
+                        );
+                    }
                 }
             }
         }
     }
-    for four in 0..4 {
-        let [left, right] = [vreinterpretq_s64_s32(acc[2 * four]), vreinterpretq_s64_s32(acc[2 * four + 1])];
-        // SAFETY: 16 sums are writable in each row.
-        unsafe {
-            vst1q_s32(sums.add(4 * four), vreinterpretq_s32_s64(vzip1q_s64(left, right)));
-            if two {
-                vst1q_s32(sums.add(columns + 4 * four), vreinterpretq_s32_s64(vzip2q_s64(left, right)));
+    for pair in 0..PAIRS {
+        for four in 0..4 {
+            let [left, right] =
+                [acc[pair][2 * four], acc[pair][2 * four + 1]].map(|sum| vreinterpretq_s64_s32(sum));
+            // SAFETY: 16 sums are writable in each row.
+            unsafe {
+                let at = sums.add(2 * pair * columns + 4 * four);
+                vst1q_s32(at, vreinterpretq_s32_s64(vzip1q_s64(left, right)));
+                if 2 * pair + 1 < ROWS {
+                    vst1q_s32(at.add(columns), vreinterpretq_s32_s64(vzip2q_s64(left, right)));
+                }
             }
         }
     }

@@ -1,10 +1,12 @@
-//! NEON: bytes multiplied to 16 bits (at most 2¹⁴, which fits), pairs added to 32 bits; 16-bit numbers multiplied and
-//! accumulated in 32 bits. Every processor of this architecture has it, older Jetson boards nothing more.
+//! NEON: bytes multiplied to 16 bits, where the products of 2 groups (8-bit weights: 2 · 127 · 128 < 2¹⁵) or 4 (7-bit weights:
+//! 4 · 63 · 128 < 2¹⁵) are added before they go to 32 bits; 16-bit numbers multiplied and accumulated in 32 bits. Every
+//! processor of this architecture has it, older Jetson boards nothing more.
 #![expect(unsafe_code, reason = "vector instructions read through pointers")]
 
 use core::arch::aarch64::*;
 
-use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
+use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work, row_blocks};
+use crate::format::Mode;
 
 /// The vector instructions that every aarch64 processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,21 +19,26 @@ impl Arithmetic for Neon {
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {
-        let I8Product { a, weight, sums, rows, depth, panels } = product;
-        for_tiles(rows, panels, |row, step, panel| {
-            let a = a[row * depth..].as_ptr();
-            let weight = weight[panel * PANEL * depth..].as_ptr().cast();
-            let columns = panels * PANEL;
-            let sums = sums[row * columns + panel * PANEL..].as_mut_ptr();
-            // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights and `rows·columns` sums; `step`
-            // rows are left from `row` on, and panel `panel` exists. NEON belongs to the architecture.
-            unsafe {
-                match step {
-                    2 => i8_tile::<2>(a, weight, depth, sums, columns),
-                    _ => i8_tile::<1>(a, weight, depth, sums, columns),
+        let I8Product { a, weight, sums, panels } = product;
+        let (depth, columns) = (a.depth, panels * PANEL);
+        for panel in 0..panels {
+            for (row, rows) in row_blocks(a.rows, 2) {
+                // SAFETY: `I8Product` promises `rows·depth` activations, `panels·16·depth` weights within the limit of the mode
+                // and `rows·columns` sums; `rows` rows exist from `row` on, and panel `panel` exists. NEON belongs to the
+                // architecture.
+                unsafe {
+                    let weight = weight.as_ptr().add(panel * PANEL * depth).cast();
+                    let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                    let first = a.bytes.as_ptr().add(row * depth);
+                    match (rows, a.mode) {
+                        (2, Mode::Exact) => i8_tile::<2, 2>(first, weight, depth, sums, columns),
+                        (2, Mode::Fast) => i8_tile::<2, 4>(first, weight, depth, sums, columns),
+                        (_, Mode::Exact) => i8_tile::<1, 2>(first, weight, depth, sums, columns),
+                        (_, Mode::Fast) => i8_tile::<1, 4>(first, weight, depth, sums, columns),
+                    }
                 }
             }
-        });
+        }
     }
 
     fn matmul_i16(self, product: I16Product<'_>) {
@@ -39,23 +46,14 @@ impl Arithmetic for Neon {
     }
 }
 
-/// Calls `tile(row, step, panel)` so that every row meets every panel: 2 rows at a time, then the last.
-fn for_tiles(rows: usize, panels: usize, mut tile: impl FnMut(usize, usize, usize)) {
-    for panel in 0..panels {
-        for row in (0..rows).step_by(2) {
-            tile(row, 2.min(rows - row), panel);
-        }
-    }
-}
-
-/// `ROWS` rows times a panel.
+/// `ROWS` rows times a panel; the products of `GROUPS` groups are added in 16 bits.
 ///
 /// # Safety
 /// `a` is readable for `ROWS` rows of `depth`; `weight` for `16·depth`; `sums` writable for 16 elements in each of `ROWS` rows of
-/// `columns`; `depth` is a multiple of 4.
+/// `columns`; `depth` is a multiple of `4·GROUPS`.
 #[inline]
 #[target_feature(enable = "neon")]
-unsafe fn i8_tile<const ROWS: usize>(
+unsafe fn i8_tile<const ROWS: usize, const GROUPS: usize>(
     a: *const i8,
     weight: *const i8,
     depth: usize,
@@ -64,18 +62,27 @@ unsafe fn i8_tile<const ROWS: usize>(
 ) {
     // 2 columns a register, 2 partial sums each
     let mut acc = [[vdupq_n_s32(0); 8]; ROWS];
-    for group in 0..depth / 4 {
-        let mut quads = [vdup_n_s8(0); ROWS];
+    for first in (0..depth / 4).step_by(GROUPS) {
+        let mut quads = [[vdup_n_s8(0); GROUPS]; ROWS];
         for row in 0..ROWS {
-            // SAFETY: 4 activations of row `row` from `4·group < depth` on.
-            let quad = unsafe { a.add(row * depth + 4 * group).cast::<i32>().read_unaligned() };
-            quads[row] = vreinterpret_s8_s32(vdup_n_s32(quad));
+            for group in 0..GROUPS {
+                // SAFETY: 4 activations of row `row` from `4·(first + group) < depth` on.
+                let quad = unsafe { a.add(row * depth + 4 * (first + group)).cast::<i32>().read_unaligned() };
+                quads[row][group] = vreinterpret_s8_s32(vdup_n_s32(quad));
+            }
         }
         for pair in 0..8 {
-            // SAFETY: 2 of the 16 columns of group `group`: 8 bytes.
-            let w = unsafe { vld1_s8(weight.add(group * QUAD + 8 * pair)) };
+            let mut w = [vdup_n_s8(0); GROUPS];
+            for group in 0..GROUPS {
+                // SAFETY: 2 of the 16 columns of group `first + group`: 8 bytes.
+                w[group] = unsafe { vld1_s8(weight.add((first + group) * QUAD + 8 * pair)) };
+            }
             for row in 0..ROWS {
-                acc[row][pair] = vpadalq_s16(acc[row][pair], vmull_s8(w, quads[row]));
+                let mut products = vmull_s8(w[0], quads[row][0]);
+                for group in 1..GROUPS {
+                    products = vmlal_s8(products, w[group], quads[row][group]);
+                }
+                acc[row][pair] = vpadalq_s16(acc[row][pair], products);
             }
         }
     }
@@ -92,20 +99,24 @@ unsafe fn i8_tile<const ROWS: usize>(
 pub(super) fn matmul_i16(product: I16Product<'_>) {
     let I16Product { a, stride, rows, b, sums } = product;
     let columns = b.panels * PANEL;
-    for_tiles(rows, b.panels, |row, step, panel| {
-        let a = a[row * stride..].as_ptr();
-        let values = b.values[panel * b.panel_stride..].as_ptr();
-        let sums = sums[row * columns + panel * PANEL..].as_mut_ptr();
-        let runs = (b.run, b.runs, b.run_stride);
-        // SAFETY: `I16Product` promises the rows, every group of every run of the panel, and the sums; `step` rows are left
-        // from `row` on. NEON belongs to the architecture.
-        unsafe {
-            match step {
-                2 => i16_tile::<2>(a, stride, values, runs, sums, columns),
-                _ => i16_tile::<1>(a, stride, values, runs, sums, columns),
+    let runs = (b.run, b.runs, b.run_stride);
+    for panel in 0..b.panels {
+        for (row, rows) in row_blocks(rows, 4) {
+            // SAFETY: `I16Product` promises the rows, every group of every run of the panel, and the sums; `rows` rows exist
+            // from `row` on. NEON belongs to the architecture.
+            unsafe {
+                let a = a.as_ptr().add(row * stride);
+                let values = b.values.as_ptr().add(panel * b.panel_stride);
+                let sums = sums.as_mut_ptr().add(row * columns + panel * PANEL);
+                match rows {
+                    1 => i16_tile::<1>(a, stride, values, runs, sums, columns),
+                    2 => i16_tile::<2>(a, stride, values, runs, sums, columns),
+                    3 => i16_tile::<3>(a, stride, values, runs, sums, columns),
+                    _ => i16_tile::<4>(a, stride, values, runs, sums, columns),
+                }
             }
         }
-    });
+    }
 }
 
 /// `ROWS` rows times a panel.

@@ -13,9 +13,10 @@ impl Arithmetic for Scalar {
     }
 
     fn matmul_i8(self, product: I8Product<'_>) {
-        let I8Product { a, weight, sums, rows, depth, panels } = product;
-        let all = a.chunks_exact(depth).zip(sums.chunks_exact_mut((panels * PANEL).max(1)));
-        for (a, sums) in all.take(rows) {
+        let I8Product { a, weight, sums, panels } = product;
+        let depth = a.depth.max(1);
+        let all = a.bytes.chunks_exact(depth).zip(sums.chunks_exact_mut((panels * PANEL).max(1)));
+        for (a, sums) in all {
             let sums = sums.as_chunks_mut::<PANEL>().0;
             for (weight, sums) in weight.chunks_exact(PANEL * depth).zip(sums) {
                 *sums = [0; PANEL];

@@ -4,8 +4,8 @@
 //! a head, as the products read them: queries `[token][channel]`; keys `[channel/2][token][2]`: one panel of 16 tokens;
 //! values `[channel/16][token/2][16][2]`: panels of 16 channels whose groups of tokens go on in the next tile.
 
-use super::elementary::{LANES, exp_nonpositive, largest, sum};
-use super::quantize::quantize_i16;
+use super::elementary::{LANES, exp_nonpositive, greater, largest, largest_lane, sum_lanes};
+use super::quantize::{quantize_i16, quantize_i16_within};
 use crate::error::{Error, Result};
 use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Work};
 use crate::scratch::TILE;
@@ -27,11 +27,16 @@ pub(crate) struct Projections<'a> {
 }
 
 impl<'a> Projections<'a> {
-    /// Scales of a head's queries, keys or values (`part` 0, 1, 2), tile by tile.
-    #[inline(always)]
-    fn part_scales(&self, part: usize, head: usize) -> impl Iterator<Item = &'a [f32; TILE]> + use<'a> {
-        let step = 3 * self.heads;
-        self.scales.as_chunks::<TILE>().0.iter().skip(part * self.heads + head).step_by(step)
+    /// Scales of a head's queries, keys or values (`part` 0, 1, 2) in tile `index`.
+    fn tile_scales(&self, part: usize, head: usize, index: usize) -> Option<&'a [f32; TILE]> {
+        self.scales.as_chunks::<TILE>().0.get((3 * index + part) * self.heads + head)
+    }
+
+    /// The same for all tiles, one after the other.
+    fn gather_scales(&self, part: usize, head: usize, gathered: &mut [f32]) {
+        for (index, gathered) in gathered.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+            *gathered = *self.tile_scales(part, head, index).unwrap_or(&[0.0; TILE]);
+        }
     }
 }
 
@@ -50,7 +55,7 @@ impl Work for StoreProjections<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { qkv, dim, heads, values, scales } = self;
-        let d = dim / heads;
+        let d = dim.checked_div(heads).unwrap_or(0);
         let query_scale = 1.0 / pass_core::math::sqrt(d as f32);
         if qkv.len() < TILE * 3 * dim {
             values.fill(0);
@@ -120,7 +125,7 @@ fn store_values<'a>(
 
 /// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries of tile `index`.
 ///
-/// - `scores`: `[16, padded tokens]` at least; `weights`: exactly that.
+/// - `scores`: `[16, padded tokens]`, then two rows more for the scales of keys and values; `weights`: `[16, padded tokens]`.
 /// - `attended`: `[16, D]`.
 ///
 /// The scale of a value multiplies its attention weight before that is quantized, so one integer product serves all tokens.
@@ -134,16 +139,22 @@ pub(crate) fn attend<K: Arithmetic>(
     attended: &mut [f32],
 ) -> Result<()> {
     let &Projections { values, tokens, heads, dim, .. } = projections;
-    let d = dim / heads;
+    let d = dim.checked_div(heads).unwrap_or(0);
     let padded = tokens.next_multiple_of(TILE);
     let tile_len = 3 * TILE * dim;
     let short =
         Error::LengthMismatch { what: "projections", expected: padded * 3 * dim, actual: values.len() };
+    let (scores, scales) = scores.split_at_mut_checked(TILE * padded).ok_or(short)?;
+    let (key_scales, value_scales) = scales.split_at_mut_checked(padded).ok_or(short)?;
+    let value_scales = value_scales.get_mut(..padded).ok_or(short)?;
+    let weights = weights.get_mut(..TILE * padded).ok_or(short)?;
     let mut sums = [0_i32; TILE * CHUNK];
     for head in 0..heads {
         let place = |part: usize| (part * heads + head) * TILE * d;
         let queries = values.get(index * tile_len + place(0)..).ok_or(short)?;
-        let query_scales = projections.part_scales(0, head).nth(index).ok_or(short)?;
+        let query_scales = projections.tile_scales(0, head, index).ok_or(short)?;
+        projections.gather_scales(1, head, key_scales);
+        projections.gather_scales(2, head, value_scales);
 
         for first_tile in (0..padded / TILE).step_by(CHUNK / TILE) {
             let tiles = (CHUNK / TILE).min(padded / TILE - first_tile);
@@ -156,22 +167,21 @@ pub(crate) fn attend<K: Arithmetic>(
                 run_stride: 0,
             };
             kernel.matmul_i16(I16Product::new(queries, d, rows, panels, &mut sums)?);
-            let scores = scores.get_mut(first_tile * TILE..).unwrap_or_default();
-            for (row, (sums, query_scale)) in
-                sums.chunks_exact(tiles * TILE).zip(query_scales).take(rows).enumerate()
-            {
-                let scores = scores.get_mut(row * padded..).unwrap_or_default();
-                let key_scales = projections.part_scales(1, head).skip(first_tile);
-                kernel.vectorize(ScaleScores { sums, query_scale: *query_scale, key_scales, scores });
-            }
+            let key_scales = key_scales.get(first_tile * TILE..).ok_or(short)?;
+            let key_scales = key_scales.get(..tiles * TILE).ok_or(short)?;
+            let scores = scores.get_mut(first_tile * TILE..).ok_or(short)?;
+            kernel.vectorize(ScaleScores { sums: &sums, rows, query_scales, key_scales, scores, padded });
         }
 
         let mut factors = [0.0; TILE];
-        let all = scores.chunks_exact_mut(padded).zip(weights.chunks_exact_mut(padded)).zip(&mut factors);
-        for ((scores, weights), factor) in all.take(rows) {
-            let value_scales = projections.part_scales(2, head);
-            *factor = kernel.vectorize(SoftmaxWeights { scores, tokens, value_scales, weights });
-        }
+        kernel.vectorize(SoftmaxWeights {
+            scores,
+            rows,
+            tokens,
+            value_scales,
+            weights,
+            factors: &mut factors,
+        });
 
         for first_tile in (0..padded / TILE).step_by(SUMMED_TILES) {
             let runs = SUMMED_TILES.min(padded / TILE - first_tile);
@@ -188,49 +198,62 @@ pub(crate) fn attend<K: Arithmetic>(
                     run_stride: tile_len,
                 };
                 kernel.matmul_i16(I16Product::new(weights, padded, rows, panels, &mut sums)?);
-                let all = sums.chunks_exact(columns).zip(attended.chunks_exact_mut(dim)).zip(&factors);
-                for ((sums, attended), factor) in all.take(rows) {
-                    let start = head * d + first_channel;
-                    let attended = attended.get_mut(start..start + columns).unwrap_or_default();
-                    if first_tile == 0 {
-                        attended.fill(0.0);
-                    }
-                    kernel.vectorize(AddWeighted { sums, factor: *factor, attended });
-                }
+                let attended = attended.get_mut(head * d + first_channel..).ok_or(short)?;
+                let first = first_tile == 0;
+                kernel.vectorize(AddWeighted {
+                    sums: &sums,
+                    columns,
+                    factors: &factors,
+                    rows,
+                    first,
+                    attended,
+                    dim,
+                });
             }
         }
     }
     Ok(())
 }
 
-/// `scores = sums · (query scale · key scale)`.
-struct ScaleScores<'a, I> {
+/// `scores = sums · (query scale · key scale)`, for as many keys as there are `key_scales`; rows of scores lie `padded` apart.
+struct ScaleScores<'a> {
     sums: &'a [i32],
-    query_scale: f32,
-    key_scales: I,
+    rows: usize,
+    query_scales: &'a [f32; TILE],
+    key_scales: &'a [f32],
     scores: &'a mut [f32],
+    padded: usize,
 }
 
-impl<'a, I: Iterator<Item = &'a [f32; TILE]>> Work for ScaleScores<'_, I> {
+impl Work for ScaleScores<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run(self) {
-        let Self { sums, query_scale, key_scales, scores } = self;
-        let lanes = scores.as_chunks_mut::<TILE>().0.iter_mut().zip(sums.as_chunks::<TILE>().0);
-        for ((scores, sums), key_scales) in lanes.zip(key_scales) {
-            for lane in 0..TILE {
-                scores[lane] = sums[lane] as f32 * (query_scale * key_scales[lane]);
+        let Self { sums, rows, query_scales, key_scales, scores, padded } = self;
+        let sums = sums.chunks_exact(key_scales.len().max(1));
+        for ((scores, sums), query_scale) in
+            scores.chunks_mut(padded.max(1)).zip(sums).zip(query_scales).take(rows)
+        {
+            let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks::<LANES>().0);
+            for ((scores, sums), key_scales) in lanes.zip(key_scales.as_chunks::<LANES>().0) {
+                for lane in 0..LANES {
+                    scores[lane] = sums[lane] as f32 * (query_scale * key_scales[lane]);
+                }
             }
         }
     }
 }
 
-/// `attended += sums · factor`.
+/// `attended = sums · factor`, or `+=` after the first part; rows of `attended` lie `dim` apart.
 struct AddWeighted<'a> {
     sums: &'a [i32],
-    factor: f32,
+    columns: usize,
+    factors: &'a [f32; TILE],
+    rows: usize,
+    first: bool,
     attended: &'a mut [f32],
+    dim: usize,
 }
 
 impl Work for AddWeighted<'_> {
@@ -238,40 +261,52 @@ impl Work for AddWeighted<'_> {
 
     #[inline(always)]
     fn run(self) {
-        let Self { sums, factor, attended } = self;
-        for (attended, sum) in attended.iter_mut().zip(sums) {
-            *attended += *sum as f32 * factor;
+        let Self { sums, columns, factors, rows, first, attended, dim } = self;
+        let sums = sums.chunks_exact(columns.max(1));
+        for ((attended, sums), factor) in attended.chunks_mut(dim.max(1)).zip(sums).zip(factors).take(rows) {
+            for (attended, sum) in attended.iter_mut().zip(sums) {
+                let before = if first { 0.0 } else { *attended };
+                *attended = before + *sum as f32 * factor;
+            }
         }
     }
 }
 
-/// Softmax of a row of scores, times the scale of each value, quantized; gives the factor of the integer weights.
-struct SoftmaxWeights<'a, I> {
+/// Softmax of rows of scores, times the scale of each value, quantized; `factors` are those of the integer weights.
+struct SoftmaxWeights<'a> {
     scores: &'a mut [f32],
+    rows: usize,
     tokens: usize,
-    value_scales: I,
+    value_scales: &'a [f32],
     weights: &'a mut [i16],
+    factors: &'a mut [f32; TILE],
 }
 
-impl<'a, I: Iterator<Item = &'a [f32; TILE]>> Work for SoftmaxWeights<'_, I> {
-    type Output = f32;
+impl Work for SoftmaxWeights<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn run(self) -> f32 {
-        let Self { scores, tokens, value_scales, weights } = self;
-        for padding in scores.iter_mut().skip(tokens) {
-            *padding = f32::MIN;
-        }
-        let most = largest(scores, f32::MIN, |score| score);
-        for score in scores.iter_mut() {
-            *score = exp_nonpositive(*score - most);
-        }
-        let total = sum(scores, |weight| weight);
-        for (scores, value_scales) in scores.as_chunks_mut::<TILE>().0.iter_mut().zip(value_scales) {
-            for lane in 0..TILE {
-                scores[lane] *= value_scales[lane];
+    fn run(self) {
+        let Self { scores, rows, tokens, value_scales, weights, factors } = self;
+        let padded = value_scales.len().max(1);
+        let all = scores.chunks_exact_mut(padded).zip(weights.chunks_exact_mut(padded)).zip(factors);
+        for ((scores, weights), factor) in all.take(rows) {
+            for padding in scores.iter_mut().skip(tokens) {
+                *padding = f32::MIN;
             }
+            let most = largest(scores, f32::MIN, |score| score);
+            let (mut totals, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+            let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(value_scales.as_chunks::<LANES>().0);
+            for (scores, value_scales) in lanes {
+                for lane in 0..LANES {
+                    let weight = exp_nonpositive(scores[lane] - most);
+                    totals[lane] += weight;
+                    scores[lane] = weight * value_scales[lane];
+                    magnitudes[lane] = greater(scores[lane], magnitudes[lane]);
+                }
+            }
+            *factor =
+                quantize_i16_within(scores, largest_lane(&magnitudes, 0.0), weights) / sum_lanes(totals);
         }
-        quantize_i16(scores, weights) / total
     }
 }

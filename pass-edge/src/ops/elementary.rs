@@ -3,7 +3,7 @@
 //! | function | largest error found over a dense sweep |
 //! |---|---|
 //! | [`exp_nonpositive`] | relative 2.5e-7 above −87 |
-//! | [`gelu`] | absolute 3e-7 · max(1, abs(x)) |
+//! | [`gelu`] | absolute 6e-5: a two-hundredth of an int8 step of the hidden layer, which it feeds |
 
 /// Numbers handled together; partial sums of a row.
 pub(crate) const LANES: usize = 16;
@@ -33,20 +33,25 @@ pub(crate) fn exp_nonpositive(x: f32) -> f32 {
     value * f32::from_bits(exponent)
 }
 
-/// GELU, exact form `x·Φ(x)`, with erf by Abramowitz & Stegun 7.1.26.
+/// GELU, exact form `x·Φ(x)`. Φ is 1/2 plus an odd polynomial: a minimax fit of `x·Φ(x)` on ±4.25 that meets 0 and 1 at its
+/// ends; what GELU is off beyond them is at most 4.5e-5.
 #[inline(always)]
 pub(crate) fn gelu(x: f32) -> f32 {
-    let z = x.abs() * core::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let p = -1.453_152_1 + t * 1.061_405_4;
-    let p = 1.421_413_8 + t * p;
-    let p = -0.284_496_72 + t * p;
-    let p = 0.254_829_6 + t * p;
-    let tail = 0.5 * (t * p) * exp_nonpositive(-(z * z));
-    x * if x < 0.0 { tail } else { 1.0 - tail }
+    let z = if x < 4.25 { x } else { 4.25 };
+    let z = if z > -4.25 { z } else { -4.25 };
+    let u = z * z;
+    let p = -6.331_515_3e-9 + u * 6.759_932e-11;
+    let p = 2.607_910_7e-7 + u * p;
+    let p = -6.296_445_5e-6 + u * p;
+    let p = 0.000_100_870_646 + u * p;
+    let p = -0.001_157_409_7 + u * p;
+    let p = 0.009_995_894 + u * p;
+    let p = -0.066_672_266 + u * p;
+    let p = 0.399_113_87 + u * p;
+    x * (0.5 + z * p)
 }
 
-/// `Σ f(x)` over rows of whole lanes: lane `i` sums every 16th number, then halves are added until one number is left.
+/// `Σ f(x)` over rows of whole lanes: lane `i` sums every 16th number, then [`sum_lanes`].
 #[inline(always)]
 pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -55,6 +60,12 @@ pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[lane] += f(x[lane]);
         }
     }
+    sum_lanes(lanes)
+}
+
+/// Halves are added until one number is left.
+#[inline(always)]
+pub(crate) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -72,10 +83,22 @@ pub(crate) fn largest(x: &[f32], least: f32, f: impl Fn(f32) -> f32) -> f32 {
     for x in x.as_chunks::<LANES>().0 {
         for lane in 0..LANES {
             let value = f(x[lane]);
-            lanes[lane] = if value > lanes[lane] { value } else { lanes[lane] };
+            lanes[lane] = greater(value, lanes[lane]);
         }
     }
-    lanes.iter().fold(least, |largest, value| if *value > largest { *value } else { largest })
+    largest_lane(&lanes, least)
+}
+
+/// The larger number; `b` if `a` is NaN.
+#[inline(always)]
+pub(crate) fn greater(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+/// The largest lane, at least `least`.
+#[inline(always)]
+pub(crate) fn largest_lane(lanes: &[f32; LANES], least: f32) -> f32 {
+    lanes.iter().fold(least, |largest, value| greater(*value, largest))
 }
 
 #[cfg(test)]
@@ -91,7 +114,7 @@ mod tests {
             assert!((f64::from(exp_nonpositive(x)) / exact - 1.0).abs() < 2.5e-7, "exp({x})");
             let x = 24.0 * (i as f32 / steps as f32 - 0.5);
             let difference = f64::from(gelu(x)) - f64::from(pass_core::math::gelu(x));
-            assert!(difference.abs() < 3e-7 * f64::from(x.abs()).max(1.0), "gelu({x}): {difference:e}");
+            assert!(difference.abs() < 6e-5, "gelu({x}): {difference:e}");
         }
     }
 
@@ -101,6 +124,9 @@ mod tests {
             assert_eq!(exp_nonpositive(x), exp_nonpositive(-87.0));
         }
         assert_eq!(exp_nonpositive(0.0), 1.0);
-        assert_eq!((gelu(0.0), gelu(50.0), gelu(-50.0).abs() < 1e-30), (0.0, 50.0, true));
+        assert_eq!(
+            (gelu(0.0), (gelu(150.0) - 150.0).abs() < 6e-5, gelu(-150.0).abs() < 6e-5),
+            (0.0, true, true)
+        );
     }
 }

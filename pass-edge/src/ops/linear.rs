@@ -1,9 +1,9 @@
 //! A linear map on int8 rows, with what follows it while the sums are still in the first-level cache.
 
 use super::elementary::gelu;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{Linear, floats};
-use crate::kernels::{Arithmetic, CHUNK, I8Product, Work};
+use crate::kernels::{Arithmetic, CHUNK, I8Product, I8Rows, Work};
 use crate::scratch::TILE;
 
 /// What is done with `y = W·x + b`.
@@ -23,25 +23,30 @@ pub(crate) enum Epilogue {
 /// - `out`: `[rows, outputs]`.
 pub(crate) fn linear<K: Arithmetic>(
     kernel: K,
-    rows: usize,
-    width: usize,
-    inputs: &[i8],
+    inputs: I8Rows<'_>,
     scales: &[f32; TILE],
     layer: &Linear<&[u8]>,
     epilogue: Epilogue,
     out: &mut [f32],
 ) -> Result<()> {
     let outputs = layer.bias.len() / size_of::<f32>();
-    let short = Error::LengthMismatch { what: "inputs", expected: rows * width, actual: inputs.len() };
-    let inputs = inputs.get(..rows * width).ok_or(short)?;
     let mut sums = [0_i32; TILE * CHUNK];
     let parameters = layer.scale.chunks(4 * CHUNK).zip(layer.bias.chunks(4 * CHUNK));
-    for (index, (weight, (scale, bias))) in layer.weight.chunks(CHUNK * width).zip(parameters).enumerate() {
-        let product = I8Product::new(inputs, width, weight, &mut sums)?;
-        kernel.matmul_i8(product);
-        let finish =
-            Finish { sums: &sums, scales, scale, bias, epilogue, first: index * CHUNK, rows, outputs, out };
-        kernel.vectorize(finish);
+    let weights = layer.weight.chunks((CHUNK * inputs.depth()).max(1));
+    for (index, (weight, (scale, bias))) in weights.zip(parameters).enumerate() {
+        kernel.matmul_i8(I8Product::new(inputs, weight, &mut sums)?);
+        let first = index * CHUNK;
+        kernel.vectorize(Finish {
+            sums: &sums,
+            scales,
+            scale,
+            bias,
+            epilogue,
+            first,
+            rows: inputs.rows(),
+            outputs,
+            out,
+        });
     }
     Ok(())
 }
@@ -71,9 +76,8 @@ impl Work for Finish<'_> {
                 *kept = value;
             }
         }
-        let rows =
-            self.sums.chunks_exact(columns).zip(self.out.chunks_exact_mut(self.outputs)).zip(self.scales);
-        for ((sums, out), scale) in rows.take(self.rows) {
+        let rows = self.sums.chunks_exact(columns.max(1)).zip(self.out.chunks_exact_mut(self.outputs.max(1)));
+        for ((sums, out), scale) in rows.zip(self.scales).take(self.rows) {
             let out = out.get_mut(self.first..self.first + columns).unwrap_or_default();
             match self.epilogue {
                 Epilogue::Store => finish_row(sums, *scale, &parameters, out, |_, y| y),

@@ -46,7 +46,12 @@ impl Work for QuantizeI8<'_> {
 /// Quantizes a row of whole lanes to ±2047 and gives its scale.
 #[inline(always)]
 pub(crate) fn quantize_i16(x: &[f32], out: &mut [i16]) -> f32 {
-    let magnitude = largest(x, 0.0, f32::abs);
+    quantize_i16_within(x, largest(x, 0.0, f32::abs), out)
+}
+
+/// [`quantize_i16`] of a row whose largest magnitude is known.
+#[inline(always)]
+pub(crate) fn quantize_i16_within(x: &[f32], magnitude: f32, out: &mut [i16]) -> f32 {
     let factor = factor(magnitude, LIMIT_I16);
     for (out, x) in out.iter_mut().zip(x) {
         *out = rounded(x * factor, LIMIT_I16) as i16;
