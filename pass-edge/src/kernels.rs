@@ -38,6 +38,16 @@ pub(crate) const PAIR: usize = 2 * PANEL;
 /// Bytes in a group of an int8 panel: 16 columns, 4 of the inner dimension each.
 const QUAD: usize = 4 * PANEL;
 
+/// The sums of a tile of rows and a chunk of columns, where vectors do not cross cache lines.
+#[repr(align(64))]
+pub(crate) struct Sums(pub(crate) [i32; TILE * CHUNK]);
+
+impl Sums {
+    pub(crate) const fn new() -> Self {
+        Self([0; TILE * CHUNK])
+    }
+}
+
 /// How the arithmetic is done. Kernels beyond [`Kernel::Scalar`] hold the proof that the processor has their instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

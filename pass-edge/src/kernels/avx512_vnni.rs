@@ -212,7 +212,7 @@ unsafe fn i16_tile<const ROWS: usize, const PANELS: usize>(
                     unsafe { a.add(row * stride + 2 * (first + group)).cast::<i32>().read_unaligned() };
                 let pair = _mm512_set1_epi32(pair);
                 for panel in 0..PANELS {
-                    acc[row][panel] = _mm512_dpwssd_epi32(acc[row][panel], pair, b[panel]);
+                    acc[row][panel] = _mm512_dpwssd_epi32(acc[row][panel], b[panel], pair);
                 }
             }
         }

@@ -107,7 +107,7 @@ fn the_number_of_threads_changes_nothing() {
 fn bits_are_the_same_on_every_platform() {
     let file = FloatVit::random(SMALL, 5).quantized();
     let model = Model::from_bytes(&file).unwrap();
-    assert_eq!(format!("{:016x}", model.self_test().digest), "55b602ff82df3870");
+    assert_eq!(format!("{:016x}", model.self_test().digest), "0fbd7134ed53fa77");
 }
 
 #[test]
