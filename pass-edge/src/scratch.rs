@@ -117,6 +117,7 @@ impl<'a> Scratch<'a> {
 #[cfg(feature = "alloc")]
 #[derive(Debug)]
 pub struct ScratchBuffer {
+    len: ScratchLen,
     floats: alloc::vec::Vec<f32>,
     words: alloc::vec::Vec<i16>,
     bytes: alloc::vec::Vec<i8>,
@@ -126,11 +127,11 @@ pub struct ScratchBuffer {
 #[cfg(feature = "alloc")]
 const LINE: usize = 64;
 
-/// The part of `buffer` from the first cache line on.
+/// `len` elements of `buffer` from the first cache line on.
 #[cfg(feature = "alloc")]
-fn from_line<T>(buffer: &mut [T]) -> &mut [T] {
+fn from_line<T>(buffer: &mut [T], len: usize) -> &mut [T] {
     let before = buffer.as_ptr().align_offset(LINE);
-    buffer.get_mut(before..).unwrap_or_default()
+    buffer.get_mut(before..).and_then(|rest| rest.get_mut(..len)).unwrap_or_default()
 }
 
 #[cfg(feature = "alloc")]
@@ -138,6 +139,7 @@ impl ScratchBuffer {
     /// Allocates `len`.
     pub fn new(len: ScratchLen) -> Self {
         Self {
+            len,
             floats: alloc::vec![0.0; len.floats + LINE / size_of::<f32>()],
             words: alloc::vec![0; len.words + LINE / size_of::<i16>()],
             bytes: alloc::vec![0; len.bytes + LINE],
@@ -147,9 +149,9 @@ impl ScratchBuffer {
     /// Lends it to [`crate::features`].
     pub fn scratch(&mut self) -> Scratch<'_> {
         Scratch {
-            floats: from_line(&mut self.floats),
-            words: from_line(&mut self.words),
-            bytes: from_line(&mut self.bytes),
+            floats: from_line(&mut self.floats, self.len.floats),
+            words: from_line(&mut self.words, self.len.words),
+            bytes: from_line(&mut self.bytes, self.len.bytes),
         }
     }
 }

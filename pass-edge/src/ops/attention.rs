@@ -124,7 +124,7 @@ fn store_values<'a>(
     }
 }
 
-/// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries of tile `index`.
+/// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries from `first` on, all in one tile.
 ///
 /// - `scores`: `[16, padded tokens]`, then two rows more for the scales of keys and values; `weights`: `[16, padded tokens]`.
 /// - `attended`: `[16, D]`.
@@ -133,7 +133,7 @@ fn store_values<'a>(
 pub(crate) fn attend<K: Arithmetic>(
     kernel: K,
     projections: &Projections<'_>,
-    index: usize,
+    first: usize,
     rows: usize,
     scores: &mut [f32],
     weights: &mut [i16],
@@ -149,11 +149,13 @@ pub(crate) fn attend<K: Arithmetic>(
     let (key_scales, value_scales) = scales.split_at_mut_checked(padded).ok_or(short)?;
     let value_scales = value_scales.get_mut(..padded).ok_or(short)?;
     let weights = weights.get_mut(..TILE * padded).ok_or(short)?;
+    let (index, first_row) = (first / TILE, first % TILE);
     let mut sums = Sums::new();
     for head in 0..heads {
         let place = |part: usize| (part * heads + head) * TILE * d;
-        let queries = values.get(index * tile_len + place(0)..).ok_or(short)?;
+        let queries = values.get(index * tile_len + place(0) + first_row * d..).ok_or(short)?;
         let query_scales = projections.tile_scales(0, head, index).ok_or(short)?;
+        let query_scales = query_scales.get(first_row..).ok_or(short)?;
         projections.gather_scales(1, head, key_scales);
         projections.gather_scales(2, head, value_scales);
 
@@ -220,7 +222,7 @@ pub(crate) fn attend<K: Arithmetic>(
 struct ScaleScores<'a> {
     sums: &'a [i32],
     rows: usize,
-    query_scales: &'a [f32; TILE],
+    query_scales: &'a [f32],
     key_scales: &'a [f32],
     scores: &'a mut [f32],
     padded: usize,
