@@ -67,6 +67,8 @@ pub enum Error {
         /// The field.
         what: &'static str,
     },
+    /// The operating system gives no more threads.
+    Threads,
     /// The self-test computed other features than the file promises.
     SelfTest {
         /// The digest in the file.
@@ -121,6 +123,7 @@ impl fmt::Display for Error {
                 write!(f, "the file is damaged: checksum {stored:016x} stored, {computed:016x} computed")
             }
             Self::Header => f.write_str("the header cannot be decoded"),
+            Self::Threads => f.write_str("the operating system gives no more threads"),
             Self::OutOfRange { what, min, max, actual } => {
                 write!(f, "{what}: expected {min} to {max}, found {actual}")
             }

@@ -7,6 +7,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
 mod dotprod;
 #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -19,6 +21,8 @@ use crate::error::{Error, Result};
 use crate::format::{INPUT_MULTIPLE, Mode, PANEL};
 use crate::scratch::TILE;
 
+#[cfg(target_arch = "x86_64")]
+pub use avx_vnni::AvxVnni;
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -38,6 +42,16 @@ pub(crate) const PAIR: usize = 2 * PANEL;
 /// Bytes in a group of an int8 panel: 16 columns, 4 of the inner dimension each.
 const QUAD: usize = 4 * PANEL;
 
+/// The sums of a tile of rows and a chunk of columns, where vectors do not cross cache lines.
+#[repr(align(64))]
+pub(crate) struct Sums(pub(crate) [i32; TILE * CHUNK]);
+
+impl Sums {
+    pub(crate) const fn new() -> Self {
+        Self([0; TILE * CHUNK])
+    }
+}
+
 /// How the arithmetic is done. Kernels beyond [`Kernel::Scalar`] hold the proof that the processor has their instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -47,6 +61,9 @@ pub enum Kernel {
     /// 16-bit multiply-add of 256-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// 8-bit and 16-bit dot products of 256-bit vectors.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
     /// 8-bit and 16-bit dot products of 512-bit vectors.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
@@ -70,7 +87,11 @@ impl Kernel {
     /// All kernels of this processor, slowest first.
     pub fn available() -> impl Iterator<Item = Self> {
         #[cfg(target_arch = "x86_64")]
-        let fast = [Avx2::new().map(Self::Avx2), Avx512Vnni::new().map(Self::Avx512Vnni)];
+        let fast = [
+            Avx2::new().map(Self::Avx2),
+            AvxVnni::new().map(Self::AvxVnni),
+            Avx512Vnni::new().map(Self::Avx512Vnni),
+        ];
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         let fast = [Some(Self::Neon), DotProd::new().map(Self::DotProd), I8mm::new().map(Self::I8mm)];
         #[cfg(not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))))]
@@ -84,6 +105,8 @@ impl Kernel {
             Self::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(_) => "avx_vnni",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(_) => "avx512_vnni",
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
@@ -101,6 +124,8 @@ impl Kernel {
             Self::Scalar => job.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(kernel) => job.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(kernel) => job.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni(kernel) => job.run(kernel),
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]

@@ -31,7 +31,7 @@ impl Pool for Serial {
 }
 
 /// This many threads, started anew for every step: the plainest pool, which costs some 10 µs a thread and step.
-/// A program that keeps threads hands in its own pool.
+/// A program that computes more than one image keeps its threads: [`Threads`], or a pool of its own.
 #[cfg(feature = "std")]
 #[derive(Clone, Copy, Debug)]
 pub struct ScopedThreads(pub usize);
@@ -50,6 +50,46 @@ impl Pool for ScopedThreads {
             }
             first();
         });
+    }
+}
+
+/// Threads that are kept: they look for work for a moment before they sleep, so that a step costs a few µs.
+#[cfg(feature = "threads")]
+#[derive(Debug)]
+pub struct Threads(rayon::ThreadPool);
+
+#[cfg(feature = "threads")]
+impl Threads {
+    /// Starts `threads` threads, between 1 and [`MOST_THREADS`].
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for another number, [`Error::Threads`] if the system gives none.
+    pub fn new(threads: usize) -> Result<Self> {
+        crate::error::check_range("threads", 1, MOST_THREADS, threads)?;
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        builder
+            .thread_name(|index| std::format!("pass-edge-{index}"))
+            .build()
+            .map(Self)
+            .map_err(|_| Error::Threads)
+    }
+
+    /// Runs `work` on one of the threads, from where it reaches the others without waking them first: compute whole images
+    /// inside.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.0.install(work)
+    }
+}
+
+#[cfg(feature = "threads")]
+impl Pool for Threads {
+    fn threads(&self) -> usize {
+        self.0.current_num_threads()
+    }
+
+    fn run(&self, parts: &mut [&mut (dyn FnMut() + Send)]) {
+        use rayon::prelude::*;
+        self.0.install(|| parts.par_iter_mut().with_max_len(1).for_each(|part| part()));
     }
 }
 
@@ -119,7 +159,10 @@ mod tests {
         for_parts(&Serial, numbers.iter_mut(), add).unwrap();
         #[cfg(feature = "std")]
         for_parts(&ScopedThreads(3), numbers.iter_mut(), add).unwrap();
-        assert_eq!(numbers, [if cfg!(feature = "std") { 2 } else { 1 }; 5]);
+        #[cfg(feature = "threads")]
+        for_parts(&Threads::new(3).unwrap(), numbers.iter_mut(), add).unwrap();
+        let times = 1 + i32::from(cfg!(feature = "std")) + i32::from(cfg!(feature = "threads"));
+        assert_eq!(numbers, [times; 5]);
     }
 
     #[test]

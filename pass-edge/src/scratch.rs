@@ -113,13 +113,25 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Working memory on the heap, taken once.
+/// Working memory on the heap, taken once; it starts at a cache line, because vectors that cross lines cost twice.
 #[cfg(feature = "alloc")]
 #[derive(Debug)]
 pub struct ScratchBuffer {
+    len: ScratchLen,
     floats: alloc::vec::Vec<f32>,
     words: alloc::vec::Vec<i16>,
     bytes: alloc::vec::Vec<i8>,
+}
+
+/// Bytes of a cache line.
+#[cfg(feature = "alloc")]
+const LINE: usize = 64;
+
+/// `len` elements of `buffer` from the first cache line on.
+#[cfg(feature = "alloc")]
+fn from_line<T>(buffer: &mut [T], len: usize) -> &mut [T] {
+    let before = buffer.as_ptr().align_offset(LINE);
+    buffer.get_mut(before..).and_then(|rest| rest.get_mut(..len)).unwrap_or_default()
 }
 
 #[cfg(feature = "alloc")]
@@ -127,15 +139,20 @@ impl ScratchBuffer {
     /// Allocates `len`.
     pub fn new(len: ScratchLen) -> Self {
         Self {
-            floats: alloc::vec![0.0; len.floats],
-            words: alloc::vec![0; len.words],
-            bytes: alloc::vec![0; len.bytes],
+            len,
+            floats: alloc::vec![0.0; len.floats + LINE / size_of::<f32>()],
+            words: alloc::vec![0; len.words + LINE / size_of::<i16>()],
+            bytes: alloc::vec![0; len.bytes + LINE],
         }
     }
 
     /// Lends it to [`crate::features`].
     pub fn scratch(&mut self) -> Scratch<'_> {
-        Scratch { floats: &mut self.floats, words: &mut self.words, bytes: &mut self.bytes }
+        Scratch {
+            floats: from_line(&mut self.floats, self.len.floats),
+            words: from_line(&mut self.words, self.len.words),
+            bytes: from_line(&mut self.bytes, self.len.bytes),
+        }
     }
 }
 

@@ -114,15 +114,15 @@ impl Job for Forward<'_, '_, '_> {
                 Tile { normed, wide, words, inputs, scales: [0.0; TILE], mode: self.model.mode() }
             });
         let mut tiles: [Option<Tile<'_>>; MOST_THREADS] = core::array::from_fn(|_| parts.next());
-        let Some(Some(tile)) = tiles.first_mut() else {
-            return Err(Error::LengthMismatch { what: "threads", expected: 1, actual: 0 });
-        };
-
-        embed(kernel, self.model, self.image, tile, x)?;
         let tile_len = TILE * a.dim();
         let scales_len = TILE * 3 * a.heads as usize;
-        // tiles of a thread
+        // tiles of a thread, where whole tiles are written; elsewhere its rows, which are shared more evenly
         let share = a.tokens().div_ceil(TILE).div_ceil(threads);
+        let share_rows = a.tokens().div_ceil(threads).next_multiple_of(2);
+        let parts = x.chunks_mut(share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
+        for_parts(self.pool, parts, |((part, x), tile)| {
+            embed(kernel, self.model, self.image, part * share_rows, x, tile)
+        })?;
         for block in 0..a.depth as usize {
             let block = self.model.block(block)?;
             let parts = x
@@ -138,11 +138,17 @@ impl Job for Forward<'_, '_, '_> {
             })?;
             let projections =
                 Projections { values, scales, tokens: a.tokens(), heads: a.heads as usize, dim: a.dim() };
-            let parts = x.chunks_mut(share * tile_len).enumerate().zip(tiles.iter_mut().flatten());
-            for_parts(self.pool, parts, |((part, x), tile)| {
-                x.chunks_mut(tile_len).zip(part * share..).try_for_each(|(x, index)| {
-                    attend_and_mix(kernel, &a, &block, &projections, index, x, tile)
-                })
+            let parts = x.chunks_mut(share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
+            for_parts(self.pool, parts, |((part, mut x), tile)| {
+                let mut first = part * share_rows;
+                while !x.is_empty() {
+                    // up to the next tile of queries
+                    let len = ((TILE - first % TILE) * a.dim()).min(x.len());
+                    let (rows, rest) = x.split_at_mut(len);
+                    attend_and_mix(kernel, &a, &block, &projections, first, rows, tile)?;
+                    (x, first) = (rest, first + TILE - first % TILE);
+                }
+                Ok(())
             })?;
         }
         if let Some(norm) = &self.model.tail().norm {
@@ -156,29 +162,29 @@ impl Job for Forward<'_, '_, '_> {
     }
 }
 
-/// Patch embedding plus position embedding, then the prefix tokens.
+/// Patch embedding plus position embedding, or the prefix tokens, for the tokens `x` from `first` on.
 fn embed<K: Arithmetic>(
     kernel: K,
     model: &Model<'_>,
     image: &Image<'_>,
-    tile: &mut Tile<'_>,
+    first: usize,
     x: &mut [f32],
+    tile: &mut Tile<'_>,
 ) -> Result<()> {
-    let a = model.architecture();
-    let embedding = model.embedding();
-    let prefix = embedding.prefix.unwrap_or_default();
-    for (x, value) in x.iter_mut().zip(floats(embedding.positions).chain(floats(prefix))) {
+    let (a, embedding) = (model.architecture(), model.embedding());
+    let tokens = floats(embedding.positions).chain(floats(embedding.prefix.unwrap_or_default()));
+    for (x, value) in x.iter_mut().zip(tokens.skip(first * a.dim())) {
         *x = value;
     }
-    let side = a.patch_size as usize;
+    let (side, columns) = (a.patch_size as usize, a.grid.1 as usize);
     let inputs = a.patch_inputs().next_multiple_of(INPUT_MULTIPLE);
-    let columns = a.grid.1 as usize;
-    let patches = prefix_mut("out", a.patches() * a.dim(), x)?;
-    for (index, x) in patches.chunks_mut(TILE * a.dim()).enumerate() {
-        let rows = x.len() / a.dim();
-        for (row, patch) in tile.inputs.chunks_exact_mut(inputs).take(rows).enumerate() {
-            let patch_index = index * TILE + row;
-            let corner = (patch_index / columns * side, patch_index % columns * side);
+    let patches = (a.patches().saturating_sub(first) * a.dim()).min(x.len());
+    let patches = x.get_mut(..patches).unwrap_or_default();
+    for (x, first) in patches.chunks_mut((TILE * a.dim()).max(1)).zip((first..).step_by(TILE)) {
+        let rows = x.len().checked_div(a.dim()).unwrap_or(0);
+        for (patch, index) in tile.inputs.chunks_exact_mut(inputs.max(1)).zip(first..first + rows) {
+            let place = |divided: Option<usize>| divided.unwrap_or(0) * side;
+            let corner = (place(index.checked_div(columns)), place(index.checked_rem(columns)));
             patch.fill(0);
             image.patch_into(corner, side, patch);
         }
@@ -223,20 +229,20 @@ fn project<K: Arithmetic>(
     Ok(())
 }
 
-/// `x += proj(attention)`, then `x += fc2(GELU(fc1(norm2(x))))`, for a tile.
+/// `x += proj(attention)`, then `x += fc2(GELU(fc1(norm2(x))))`, for tokens of one tile, `first` the first of them.
 fn attend_and_mix<K: Arithmetic>(
     kernel: K,
     a: &Architecture,
     block: &Block<&[u8]>,
     projections: &Projections<'_>,
-    index: usize,
+    first: usize,
     x: &mut [f32],
     tile: &mut Tile<'_>,
 ) -> Result<()> {
     let (dim, hidden) = (a.dim(), a.hidden as usize);
     let rows = x.len() / dim;
     let (attended, scores) = tile.wide.split_at_mut(TILE * dim);
-    attend(kernel, projections, index, rows, scores, tile.words, attended)?;
+    attend(kernel, projections, first, rows, scores, tile.words, attended)?;
     quantize_rows(kernel, attended, dim, rows, tile.inputs, &mut tile.scales);
     tile.linear(kernel, rows, dim, &block.proj, Epilogue::Add, Some(x))?;
 

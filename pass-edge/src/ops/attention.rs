@@ -4,10 +4,10 @@
 //! a head, as the products read them: queries `[token][channel]`; keys `[channel/2][token][2]`: one panel of 16 tokens;
 //! values `[channel/16][token/2][16][2]`: panels of 16 channels whose groups of tokens go on in the next tile.
 
-use super::elementary::{LANES, exp_nonpositive, greater, largest, largest_lane, sum_lanes};
+use super::elementary::{LANES, exp2_nonpositive, greater, largest, largest_lane, sum_lanes};
 use super::quantize::{quantize_i16, quantize_i16_within};
 use crate::error::{Error, Result};
-use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Work};
+use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Sums, Work};
 use crate::scratch::TILE;
 
 /// Channels of a head, at most (`Architecture::validate`).
@@ -56,7 +56,8 @@ impl Work for StoreProjections<'_> {
     fn run(self) {
         let Self { qkv, dim, heads, values, scales } = self;
         let d = dim.checked_div(heads).unwrap_or(0);
-        let query_scale = 1.0 / pass_core::math::sqrt(d as f32);
+        // softmax is taken to the base 2
+        let query_scale = core::f32::consts::LOG2_E / pass_core::math::sqrt(d as f32);
         if qkv.len() < TILE * 3 * dim {
             values.fill(0);
             scales.fill(0.0);
@@ -123,7 +124,7 @@ fn store_values<'a>(
     }
 }
 
-/// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries of tile `index`.
+/// `attended[row] = softmax(q·kᵀ/√d)·v` for the `rows` queries from `first` on, all in one tile.
 ///
 /// - `scores`: `[16, padded tokens]`, then two rows more for the scales of keys and values; `weights`: `[16, padded tokens]`.
 /// - `attended`: `[16, D]`.
@@ -132,7 +133,7 @@ fn store_values<'a>(
 pub(crate) fn attend<K: Arithmetic>(
     kernel: K,
     projections: &Projections<'_>,
-    index: usize,
+    first: usize,
     rows: usize,
     scores: &mut [f32],
     weights: &mut [i16],
@@ -148,11 +149,13 @@ pub(crate) fn attend<K: Arithmetic>(
     let (key_scales, value_scales) = scales.split_at_mut_checked(padded).ok_or(short)?;
     let value_scales = value_scales.get_mut(..padded).ok_or(short)?;
     let weights = weights.get_mut(..TILE * padded).ok_or(short)?;
-    let mut sums = [0_i32; TILE * CHUNK];
+    let (index, first_row) = (first / TILE, first % TILE);
+    let mut sums = Sums::new();
     for head in 0..heads {
         let place = |part: usize| (part * heads + head) * TILE * d;
-        let queries = values.get(index * tile_len + place(0)..).ok_or(short)?;
+        let queries = values.get(index * tile_len + place(0) + first_row * d..).ok_or(short)?;
         let query_scales = projections.tile_scales(0, head, index).ok_or(short)?;
+        let query_scales = query_scales.get(first_row..).ok_or(short)?;
         projections.gather_scales(1, head, key_scales);
         projections.gather_scales(2, head, value_scales);
 
@@ -166,11 +169,11 @@ pub(crate) fn attend<K: Arithmetic>(
                 runs: 1,
                 run_stride: 0,
             };
-            kernel.matmul_i16(I16Product::new(queries, d, rows, panels, &mut sums)?);
+            kernel.matmul_i16(I16Product::new(queries, d, rows, panels, &mut sums.0)?);
             let key_scales = key_scales.get(first_tile * TILE..).ok_or(short)?;
             let key_scales = key_scales.get(..tiles * TILE).ok_or(short)?;
             let scores = scores.get_mut(first_tile * TILE..).ok_or(short)?;
-            kernel.vectorize(ScaleScores { sums: &sums, rows, query_scales, key_scales, scores, padded });
+            kernel.vectorize(ScaleScores { sums: &sums.0, rows, query_scales, key_scales, scores, padded });
         }
 
         let mut factors = [0.0; TILE];
@@ -197,11 +200,11 @@ pub(crate) fn attend<K: Arithmetic>(
                     runs,
                     run_stride: tile_len,
                 };
-                kernel.matmul_i16(I16Product::new(weights, padded, rows, panels, &mut sums)?);
+                kernel.matmul_i16(I16Product::new(weights, padded, rows, panels, &mut sums.0)?);
                 let attended = attended.get_mut(head * d + first_channel..).ok_or(short)?;
                 let first = first_tile == 0;
                 kernel.vectorize(AddWeighted {
-                    sums: &sums,
+                    sums: &sums.0,
                     columns,
                     factors: &factors,
                     rows,
@@ -219,7 +222,7 @@ pub(crate) fn attend<K: Arithmetic>(
 struct ScaleScores<'a> {
     sums: &'a [i32],
     rows: usize,
-    query_scales: &'a [f32; TILE],
+    query_scales: &'a [f32],
     key_scales: &'a [f32],
     scores: &'a mut [f32],
     padded: usize,
@@ -299,7 +302,7 @@ impl Work for SoftmaxWeights<'_> {
             let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(value_scales.as_chunks::<LANES>().0);
             for (scores, value_scales) in lanes {
                 for lane in 0..LANES {
-                    let weight = exp_nonpositive(scores[lane] - most);
+                    let weight = exp2_nonpositive(scores[lane] - most);
                     totals[lane] += weight;
                     scores[lane] = weight * value_scales[lane];
                     magnitudes[lane] = greater(scores[lane], magnitudes[lane]);

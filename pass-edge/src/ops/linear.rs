@@ -3,7 +3,7 @@
 use super::elementary::gelu;
 use crate::error::Result;
 use crate::format::{Linear, floats};
-use crate::kernels::{Arithmetic, CHUNK, I8Product, I8Rows, Work};
+use crate::kernels::{Arithmetic, CHUNK, I8Product, I8Rows, Sums, Work};
 use crate::scratch::TILE;
 
 /// What is done with `y = W·x + b`.
@@ -30,14 +30,14 @@ pub(crate) fn linear<K: Arithmetic>(
     out: &mut [f32],
 ) -> Result<()> {
     let outputs = layer.bias.len() / size_of::<f32>();
-    let mut sums = [0_i32; TILE * CHUNK];
+    let mut sums = Sums::new();
     let parameters = layer.scale.chunks(4 * CHUNK).zip(layer.bias.chunks(4 * CHUNK));
     let weights = layer.weight.chunks((CHUNK * inputs.depth()).max(1));
     for (index, (weight, (scale, bias))) in weights.zip(parameters).enumerate() {
-        kernel.matmul_i8(I8Product::new(inputs, weight, &mut sums)?);
+        kernel.matmul_i8(I8Product::new(inputs, weight, &mut sums.0)?);
         let first = index * CHUNK;
         kernel.vectorize(Finish {
-            sums: &sums,
+            sums: &sums.0,
             scales,
             scale,
             bias,

@@ -25,25 +25,23 @@ fn verify_with_every_kernel(file: &[u8]) {
 
 #[test]
 fn every_platform_writes_the_kept_models_and_every_kernel_keeps_their_promise() {
+    let mut changed = Vec::new();
     for (name, architecture, seed) in [("small.pass", SMALL, 5), ("smallest.pass", SMALLEST, 1)] {
         let file = FloatVit::random(architecture, seed).quantized();
+        verify_with_every_kernel(&file);
         if std::fs::read(kept(name)).ok().as_ref() != Some(&file) {
             let written = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
             std::fs::write(&written, &file).unwrap();
-            panic!("fixtures/edge/{name} is another file; if that is meant, replace it by {}", written.display());
+            changed.push(written);
         }
-        verify_with_every_kernel(&file);
     }
+    assert!(changed.is_empty(), "other files than in fixtures/edge; if that is meant, replace them: {changed:?}");
 }
 
-/// Digests of the self-test in both modes: another compiler, processor or operating system must find the same.
+/// The other mode: another compiler, processor or operating system must find the same.
 #[test]
-fn the_digests_are_the_same_on_every_platform() {
-    let float = FloatVit::random(SMALL, 5);
-    for (file, digest) in
-        [(float.quantized(), 0x55b6_02ff_82df_3870), (float.fast().quantized(), 0xae47_29e0_5bf5_4e0d)]
-    {
-        assert_eq!(Model::from_bytes(&file).unwrap().self_test().digest, digest);
-        verify_with_every_kernel(&file);
-    }
+fn the_digest_of_seven_bit_weights_is_the_same_on_every_platform() {
+    let file = FloatVit::random(SMALL, 5).fast().quantized();
+    assert_eq!(format!("{:016x}", Model::from_bytes(&file).unwrap().self_test().digest), "9628439c59384fe1");
+    verify_with_every_kernel(&file);
 }
