@@ -19,6 +19,7 @@ mod scalar;
 
 use crate::error::{Error, Result};
 use crate::format::{INPUT_MULTIPLE, Mode, PANEL};
+use crate::rows::rows_of;
 use crate::scratch::TILE;
 
 #[cfg(target_arch = "x86_64")]
@@ -239,7 +240,7 @@ impl Work for SumRows<'_> {
 
     #[inline(always)]
     fn run(self) {
-        for (sum, row) in self.sums.iter_mut().zip(self.bytes.chunks_exact(self.depth.max(1))) {
+        for (sum, row) in self.sums.iter_mut().zip(rows_of(self.bytes, self.depth)) {
             *sum = row.iter().map(|value| i32::from(*value)).sum();
         }
     }

@@ -35,7 +35,10 @@ fn every_platform_writes_the_kept_models_and_every_kernel_keeps_their_promise() 
             changed.push(written);
         }
     }
-    assert!(changed.is_empty(), "other files than in fixtures/edge; if that is meant, replace them: {changed:?}");
+    assert!(
+        changed.is_empty(),
+        "other files than in fixtures/edge; if that is meant, replace them: {changed:?}"
+    );
 }
 
 /// The other mode: another compiler, processor or operating system must find the same.
