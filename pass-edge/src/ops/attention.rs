@@ -299,18 +299,20 @@ impl Work for SoftmaxWeights<'_> {
                 *padding = f32::MIN;
             }
             let most = largest(scores, f32::MIN, |score| score);
-            let (mut totals, mut magnitudes) = ([0.0; LANES], [0.0; LANES]);
+            let (mut totals, mut magnitudes) = ([0.0; LANES], [0_u32; LANES]);
             let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(value_scales.as_chunks::<LANES>().0);
             for (scores, value_scales) in lanes {
                 for lane in 0..LANES {
                     let weight = exp2_nonpositive(scores[lane] - most);
                     totals[lane] += weight;
                     scores[lane] = weight * value_scales[lane];
-                    magnitudes[lane] = greater(scores[lane], magnitudes[lane]);
+                    // numbers that are not negative are ordered as their bits; of a comparison of floats the compiler makes
+                    // masked stores here, which are slow
+                    magnitudes[lane] = magnitudes[lane].max(scores[lane].to_bits());
                 }
             }
-            *factor =
-                quantize_i16_within(scores, largest_lane(&magnitudes, 0.0), weights) / sum_lanes(totals);
+            let magnitude = f32::from_bits(magnitudes.into_iter().fold(0, u32::max));
+            *factor = quantize_i16_within(scores, magnitude, weights) / sum_lanes(totals);
         }
     }
 }
