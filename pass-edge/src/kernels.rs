@@ -2,6 +2,10 @@
 //!
 //! Sums of integer products are exact, so all kernels agree to the bit whatever their order. The f32 code of `ops` is
 //! written once and compiled per kernel (`Arithmetic::vectorize`); it has no fused operations, so it agrees too.
+#![cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "rows are prepared for vector instructions alone")
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
