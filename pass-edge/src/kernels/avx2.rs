@@ -245,7 +245,8 @@ unsafe fn i16_tile<const ROWS: usize>(
     columns: usize,
 ) {
     let mut acc = [[_mm256_setzero_si256(); 2]; ROWS];
-    for (first, start) in (0..runs).map(|index| (index * run, index * run_stride)) {
+    for index in 0..runs {
+        let (first, start) = (index * run, index * run_stride);
         for group in 0..run {
             // SAFETY: group `group < run` of a run: 32 elements.
             let b = unsafe {

@@ -215,7 +215,8 @@ unsafe fn i16_tile<const ROWS: usize, const PANELS: usize>(
     columns: usize,
 ) {
     let mut acc = [[_mm512_setzero_si512(); PANELS]; ROWS];
-    for (first, start) in (0..runs).map(|index| (index * run, index * run_stride)) {
+    for index in 0..runs {
+        let (first, start) = (index * run, index * run_stride);
         for group in 0..run {
             let mut b = [_mm512_setzero_si512(); PANELS];
             for panel in 0..PANELS {

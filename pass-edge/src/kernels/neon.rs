@@ -135,7 +135,8 @@ unsafe fn i16_tile<const ROWS: usize>(
     columns: usize,
 ) {
     let mut acc = [[vdupq_n_s32(0); 4]; ROWS];
-    for (first, start) in (0..runs).map(|index| (index * run, index * run_stride)) {
+    for index in 0..runs {
+        let (first, start) = (index * run, index * run_stride);
         for group in 0..run {
             for half in 0..2 {
                 // SAFETY: 8 of the 16 columns of group `group < run`: 16 elements, the two of a column side by side.

@@ -4,7 +4,7 @@
 //! a head, as the products read them: queries `[token][channel]`; keys `[channel/2][token][2]`: one panel of 16 tokens;
 //! values `[channel/16][token/2][16][2]`: panels of 16 channels whose groups of tokens go on in the next tile.
 
-use super::elementary::{LANES, exp2_nonpositive, greater, largest, largest_lane, sum_lanes};
+use super::elementary::{LANES, exp2_nonpositive, largest, sum_lanes};
 use super::quantize::{quantize_i16, quantize_i16_within};
 use crate::error::{Error, Result};
 use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Sums, Work};
