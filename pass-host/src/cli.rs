@@ -6,8 +6,10 @@ mod doctor;
 mod export;
 mod features;
 mod output;
+mod quantize;
 mod run_folder;
 mod train;
+mod verify;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -29,6 +31,7 @@ First steps:
   pass-host train                              two minutes on the bundled photos
   pass-host train PHOTOS --out runs/mine       your own pictures
   pass-host features PHOTOS --weights runs/mine --out features.safetensors
+  pass-host quantize runs/mine --calibrate PHOTOS --out model.pass
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or numbers that are not finite).";
 
@@ -37,6 +40,8 @@ enum Command {
     Train(Box<train::TrainArgs>),
     Features(features::FeaturesArgs),
     Export(export::ExportArgs),
+    Quantize(quantize::QuantizeArgs),
+    Verify(verify::VerifyArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -50,6 +55,8 @@ impl Cli {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
             Command::Doctor(args) => return args.threads,
+            Command::Quantize(args) => return args.threads,
+            Command::Verify(args) => return args.threads,
             Command::Export(_) | Command::Config(_) | Command::Completions(_) => return None,
         };
         compute.threads
@@ -87,8 +94,35 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Train(args) => train::run(*args),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
+        Command::Quantize(args) => quantize::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),
+    }
+}
+
+/// The progress of `quantize` and `verify`.
+struct QuantizingBar(indicatif::ProgressBar);
+
+fn quantizing_bar() -> QuantizingBar {
+    QuantizingBar(output::steps_bar())
+}
+
+impl QuantizingBar {
+    fn show(&self, progress: crate::quantize::Progress) {
+        use crate::quantize::Progress;
+        let (what, done, all) = match progress {
+            Progress::Photos(done, all) => ("reading photos", done, all),
+            Progress::Blocks(done, all) => ("quantizing blocks", done, all),
+            Progress::Device(done, all) => ("measuring on the device's code", done, all),
+        };
+        self.0.set_message(what);
+        self.0.set_length(all as u64);
+        self.0.set_position(done as u64);
+    }
+
+    fn clear(&self) {
+        self.0.finish_and_clear();
     }
 }

@@ -6,6 +6,7 @@ use crate::device::DeviceError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::metrics::MetricsError;
+use crate::quantize::QuantizeError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -41,6 +42,9 @@ pub enum Error {
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// A file for the device.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -63,6 +67,7 @@ impl Error {
             Self::Train(error) => error.hint(),
             Self::Features(error) => error.hint(),
             Self::Export(error) => error.hint(),
+            Self::Quantize(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

@@ -20,7 +20,7 @@ use file::FeatureFile;
 pub use file::FileFormat;
 
 /// Share of the crop in the resized shorter side, as in the usual evaluation view (224 of 256).
-const CENTER_SHARE: f64 = 0.875;
+pub(crate) const CENTER_SHARE: f64 = 0.875;
 
 /// What was written.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -169,7 +169,7 @@ fn names_path(out: &Path) -> PathBuf {
     out.with_extension("images.txt")
 }
 
-fn load(
+pub(crate) fn load(
     index: &ImageIndex,
     image: usize,
     max_megapixels: f64,

@@ -13,6 +13,7 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -28,5 +29,6 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod quantize;
 pub mod random;
 pub mod train;

@@ -35,7 +35,7 @@ mod neighbor_attention;
 mod normalize;
 mod patchify;
 mod positives;
-mod product;
+pub(crate) mod product;
 #[cfg(test)]
 mod testing;
 

@@ -48,6 +48,15 @@ pub(super) fn bar() -> ProgressBar {
     bar
 }
 
+/// A bar with a message and steps done on standard error; nothing where that is no terminal.
+pub(super) fn steps_bar() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{bar:20.cyan} {pos}/{len} {msg}  {eta} left") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// Text on standard output, as it is.
 pub(super) fn print(text: &str) -> Result<(), Error> {
     let mut out = anstream::stdout().lock();

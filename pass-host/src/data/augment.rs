@@ -181,24 +181,40 @@ impl Augmenter {
         mean: [f32; 3],
         std: [f32; 3],
     ) -> Vec<f32> {
-        let (width, height) = shorter_side_to(image, resize.max(size));
+        let planes = self.center_view(image, (resize, resize), (size, size));
+        let mut out = vec![0.0; 3 * size * size];
+        normalize_into(planes, mean, std, &mut out);
+        out
+    }
+
+    /// The same view as bytes, of any proportions: resized (bicubic) until it covers `resize`, then its center of `size`; both
+    /// `(height, width)`.
+    pub fn center_view(
+        &mut self,
+        image: &Rgb8Image,
+        resize: (usize, usize),
+        size: (usize, usize),
+    ) -> &Planes {
+        let (width, height) = covering(image, (resize.0.max(size.0), resize.1.max(size.1)));
         let whole = CropBox { left: 0, top: 0, width: image.width, height: image.height };
         self.resampler.crop_resize(image, whole, 1, width, height, &mut self.planes);
-        let offset = |extent: usize| ((extent - size) as f64 / 2.0).round_ties_even() as usize;
-        self.planes.crop(offset(width), offset(height), size, size);
-        let mut out = vec![0.0; 3 * size * size];
-        normalize_into(&self.planes, mean, std, &mut out);
-        out
+        let offset = |extent: usize, size: usize| ((extent - size) as f64 / 2.0).round_ties_even() as usize;
+        self.planes.crop(offset(width, size.1), offset(height, size.0), size.1, size.0);
+        &self.planes
     }
 }
 
 /// Threshold of the solarization (Pillow's default).
 const SOLARIZE_THRESHOLD: u8 = 128;
 
-/// Width and height after the shorter side became `side`; the longer one is rounded down, as torchvision does.
-fn shorter_side_to(image: &Rgb8Image, side: usize) -> (usize, usize) {
-    let (width, height) = (image.width as usize, image.height as usize);
-    if width <= height { (side, side * height / width) } else { (side * width / height, side) }
+/// Width and height after the side that limits became that of `(height, width)`; the other is rounded down, as torchvision does.
+fn covering(image: &Rgb8Image, (height, width): (usize, usize)) -> (usize, usize) {
+    let (own_width, own_height) = (image.width as usize, image.height as usize);
+    if own_width * height <= own_height * width {
+        (width, width * own_height / own_width)
+    } else {
+        (height * own_width / own_height, height)
+    }
 }
 
 #[cfg(test)]
@@ -264,6 +280,18 @@ mod tests {
         for (row, column, channel) in [(0, 0, 0), (15, 15, 2), (3, 7, 1)] {
             let expected = f32::from(image.data[(row * 20 + column + 2) * 3 + channel]) / 255.0;
             assert!((out[(channel * 16 + row) * 16 + column] - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn center_view_of_other_proportions_covers_what_is_asked() {
+        for (width, height) in [(1, 1), (3, 200), (90, 31), (640, 480)] {
+            for size in [(16, 32), (48, 16), (14, 14)] {
+                let view = (size.0 * 8 / 7, size.1 * 8 / 7);
+                let mut augmenter = Augmenter::default();
+                let planes = augmenter.center_view(&picture(width, height), view, size);
+                assert_eq!((planes.height(), planes.width()), size);
+            }
         }
     }
 

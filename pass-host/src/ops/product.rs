@@ -8,7 +8,7 @@ use ndarray::{ArrayView2, ArrayViewMut2};
 
 /// How many threads one product may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Threads {
+pub(crate) enum Threads {
     /// The calling thread: inside a task that is already one of many.
     One,
     /// All of the current rayon pool.
@@ -17,7 +17,7 @@ pub(super) enum Threads {
 
 /// What the product does with the values already in its destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Before {
+pub(crate) enum Before {
     /// They are overwritten.
     Ignored,
     /// The product is added to them.
@@ -31,7 +31,7 @@ pub(super) enum Before {
 ///
 /// # Panics
 /// If the shapes do not fit each other.
-pub(super) fn multiply(
+pub(crate) fn multiply(
     mut out: ArrayViewMut2<'_, f32>,
     before: Before,
     scale: f32,
