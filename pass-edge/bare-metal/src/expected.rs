@@ -4,5 +4,4 @@
 use crate::scenario::Outcome;
 
 /// The outcome of `scenario::run` on the workstation.
-pub(crate) const OUTCOME: Outcome =
-    Outcome { features: 1134187153301174903, targets: 16915551448236971257 };
+pub(crate) const OUTCOME: Outcome = Outcome { features: 1134187153301174903, targets: 16915551448236971257 };
