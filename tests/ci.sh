@@ -54,30 +54,46 @@ check_nostd() { # core and edge alone, without defaults, for bare targets
   done
 }
 
-bare_metal() { # `run` or `build` the Cortex-M program with a toolchain that brings the sources of core
+check_panics() { # a program that links only if nothing in edge can panic: this machine, bare Arm, Cortex-M
+  (cd pass-edge/no-panic && cargo build --release --locked)
   cross "rust src gcc qemu-user qemu-system"
-  (cd pass-core/bare-metal && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo "$1" --release --locked \
-    -Zbuild-std=core -Zbuild-std-features=compiler-builtins-mem \
-    --config 'target.thumbv7em-none-eabihf.linker="ld.lld"')
+  for target in aarch64-unknown-none thumbv7em-none-eabihf; do
+    (cd pass-edge/no-panic && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target/cross" cargo rustc --release --locked \
+      --target "$target" -Z build-std=core -Z build-std-features=compiler-builtins-mem \
+      --config "target.$target.linker=\"ld.lld\"" -- -Z unstable-options -C linker-flavor=gnu-lld)
+  done
 }
 
-check_bare-metal() { # matching + aggregation + loss on a Cortex-M in an emulator
+bare_metal() { # `run` or `build` a Cortex-M program (core's, edge's) with a toolchain that brings the sources of core
+  cross "rust src gcc qemu-user qemu-system"
+  for package in pass-core pass-edge; do
+    (cd "$package/bare-metal" && RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR="$PWD/target" cargo "$1" --release --locked \
+      -Zbuild-std=core -Zbuild-std-features=compiler-builtins-mem \
+      --config 'target.thumbv7em-none-eabihf.linker="ld.lld"')
+  done
+}
+
+check_bare-metal() { # core, then a .pass model in flash, on a Cortex-M in an emulator
   bare_metal run
 }
 
 check_arm() { # core and edge on emulated aarch64: without dotprod, with it, with i8mm
   cross "rust src gcc qemu-user qemu-system"
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64"
+  # emulation is slow: the kernels, the promises of the kept models and the numbers of threads, not the sweeps
   for cpu in cortex-a57 cortex-a76 max; do
     QEMU_CPU=$cpu cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
-    QEMU_CPU=$cpu cargo test --release -p pass-edge --features std --target aarch64-unknown-linux-gnu
+    QEMU_CPU=$cpu cargo test --release -p pass-edge --features std --target aarch64-unknown-linux-gnu --lib --test device -- \
+      --skip model_file --skip float_twin::features --skip float_twin::every_kernel
   done
 }
 
-check_fuzz() { # 30 seconds a target, from the kept corpus; needs a nightly toolchain and cargo-fuzz
+check_fuzz() { # core and edge, 30 seconds a target (FUZZ_SECONDS); needs a nightly toolchain and cargo-fuzz
   command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
-  for target in $(cd pass-core && cargo +nightly fuzz list); do
-    (cd pass-core && cargo +nightly fuzz run "$target" -- -max_total_time="${FUZZ_SECONDS:-30}")
+  for package in pass-core pass-edge; do
+    for target in $(cd "$package" && cargo +nightly fuzz list); do
+      (cd "$package" && cargo +nightly fuzz run "$target" -- -max_len=8192 -max_total_time="${FUZZ_SECONDS:-30}")
+    done
   done
 }
 
@@ -86,9 +102,9 @@ check_deny() { # licences, sources, banned crates
   cargo deny check licenses bans sources
 }
 
-check_size() { # bytes of code and data of the bare-metal program
+check_size() { # bytes of code and data of the bare-metal programs
   bare_metal build
-  size pass-core/bare-metal/target/thumbv7em-none-eabihf/release/pass-core-bare-metal
+  size pass-*/bare-metal/target/thumbv7em-none-eabihf/release/pass-*-bare-metal
 }
 
 check_cuda() { # compiles with CUDA on a machine that has none, and starts there
@@ -113,7 +129,7 @@ check_demo() { # the README's first command, cut short
 names() { sed -n 's/^check_\([a-z-]*\)() { # \(.*\)/\1\t\2/p' tests/ci.sh; }
 
 [ $# -gt 0 ] || { names | expand -t 14; exit 0; }
-[ "$1" != all ] || set -- fmt clippy doc nostd bare-metal demo test
+[ "$1" != all ] || set -- fmt clippy doc nostd panics bare-metal demo test
 for name in "$@"; do
   declare -F "check_$name" >/dev/null || { echo "ci.sh: unknown check \`$name\`; known:" >&2; names | expand -t 14 >&2; exit 2; }
   title "$name"

@@ -170,6 +170,16 @@ pub(crate) fn prefix_mut<'a, T>(
     buffer.get_mut(..needed).ok_or(Error::LengthMismatch { what, expected: needed, actual })
 }
 
+/// A buffer cut in two, the first part of `at` elements.
+pub(crate) fn split_mut<'a, T>(
+    what: &'static str,
+    at: usize,
+    buffer: &'a mut [T],
+) -> Result<(&'a mut [T], &'a mut [T])> {
+    let actual = buffer.len();
+    buffer.split_at_mut_checked(at).ok_or(Error::LengthMismatch { what, expected: at, actual })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

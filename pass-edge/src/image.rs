@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::generated_pixel;
+use crate::rows::rows_of_mut;
 
 /// How the bytes of a pixel are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ impl<'a> Image<'a> {
 
     /// Writes the `side × side` pixels from `(row, column)` on, minus 128: one plane a channel, red first.
     pub(crate) fn patch_into(&self, (row, column): (usize, usize), side: usize, out: &mut [i8]) {
-        for (line, out) in out.chunks_exact_mut(side).take(3 * side).enumerate() {
+        for (line, out) in rows_of_mut(out, side).take(3 * side).enumerate() {
             let (channel, y) = (line / side, row + line % side);
             match self.source {
                 Source::Frame { bytes, order, stride } => {

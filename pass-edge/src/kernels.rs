@@ -2,6 +2,10 @@
 //!
 //! Sums of integer products are exact, so all kernels agree to the bit whatever their order. The f32 code of `ops` is
 //! written once and compiled per kernel (`Arithmetic::vectorize`); it has no fused operations, so it agrees too.
+#![cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    expect(dead_code, reason = "rows are prepared for vector instructions alone")
+)]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -19,6 +23,7 @@ mod scalar;
 
 use crate::error::{Error, Result};
 use crate::format::{INPUT_MULTIPLE, Mode, PANEL};
+use crate::rows::rows_of;
 use crate::scratch::TILE;
 
 #[cfg(target_arch = "x86_64")]
@@ -239,7 +244,7 @@ impl Work for SumRows<'_> {
 
     #[inline(always)]
     fn run(self) {
-        for (sum, row) in self.sums.iter_mut().zip(self.bytes.chunks_exact(self.depth.max(1))) {
+        for (sum, row) in self.sums.iter_mut().zip(rows_of(self.bytes, self.depth)) {
             *sum = row.iter().map(|value| i32::from(*value)).sum();
         }
     }

@@ -10,7 +10,7 @@
 //! | [`image`] | where the bytes of a pixel are |
 //! | [`scratch`] | working memory; its size is a `const fn` |
 //! | [`parallel`] | threads, lent by the caller |
-//! | `vit`, `ops` | the forward pass and its parts |
+//! | `vit`, `ops`, `rows` | the forward pass and its parts |
 //! | [`kernels`] | integer matrix products: scalar reference and vector instructions |
 //! | [`self_test`] | the promise of a file, checked on the device |
 //! | `writer` | writing files (feature `alloc`) |
@@ -56,6 +56,7 @@ pub mod kernels;
 pub mod model;
 mod ops;
 pub mod parallel;
+mod rows;
 pub mod scratch;
 pub mod self_test;
 mod vit;

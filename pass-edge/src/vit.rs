@@ -1,6 +1,6 @@
 //! The forward pass, in the order of the trainer's backbone.
 
-use crate::error::{Error, Result, prefix_mut};
+use crate::error::{Error, Result, prefix_mut, split_mut};
 use crate::format::{Architecture, Block, INPUT_MULTIPLE, Linear, Mode, Norm, floats};
 use crate::image::Image;
 use crate::kernels::{Arithmetic, I8Rows, Job, Kernel};
@@ -10,6 +10,7 @@ use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Epilogue, linear};
 use crate::ops::quantize::QuantizeI8;
 use crate::parallel::{MOST_THREADS, Pool, Serial, for_parts, used_threads};
+use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::{Plan, Scratch, ScratchLen, TILE};
 
 /// Features of an image of exactly the model's size.
@@ -99,18 +100,17 @@ impl Job for Forward<'_, '_, '_> {
         let plan = Plan::of(&a);
         let threads = used_threads(self.pool);
         let len = ScratchLen::with_threads(&a, threads);
-        let (scales, tile_floats) =
-            prefix_mut("scratch floats", len.floats, self.scratch.floats)?.split_at_mut(plan.scales);
-        let (values, tile_words) =
-            prefix_mut("scratch words", len.words, self.scratch.words)?.split_at_mut(plan.projections);
+        let floats = prefix_mut("scratch floats", len.floats, self.scratch.floats)?;
+        let (scales, tile_floats) = split_mut("scratch floats", plan.scales, floats)?;
+        let words = prefix_mut("scratch words", len.words, self.scratch.words)?;
+        let (values, tile_words) = split_mut("scratch words", plan.projections, words)?;
         let bytes = prefix_mut("scratch bytes", len.bytes, self.scratch.bytes)?;
         let x = prefix_mut("out", self.model.output_len(), self.out)?;
-        let mut parts = tile_floats
-            .chunks_exact_mut(plan.tile_floats)
-            .zip(tile_words.chunks_exact_mut(plan.tile_words))
-            .zip(bytes.chunks_exact_mut(plan.tile_bytes))
+        let mut parts = rows_of_mut(tile_floats, plan.tile_floats)
+            .zip(rows_of_mut(tile_words, plan.tile_words))
+            .zip(rows_of_mut(bytes, plan.tile_bytes))
             .map(|((floats, words), inputs)| {
-                let (normed, wide) = floats.split_at_mut(a.dim());
+                let (normed, wide) = floats.split_at_mut_checked(a.dim()).unwrap_or_default();
                 Tile { normed, wide, words, inputs, scales: [0.0; TILE], mode: self.model.mode() }
             });
         let mut tiles: [Option<Tile<'_>>; MOST_THREADS] = core::array::from_fn(|_| parts.next());
@@ -119,26 +119,25 @@ impl Job for Forward<'_, '_, '_> {
         // tiles of a thread, where whole tiles are written; elsewhere its rows, which are shared more evenly
         let share = a.tokens().div_ceil(TILE).div_ceil(threads);
         let share_rows = a.tokens().div_ceil(threads).next_multiple_of(2);
-        let parts = x.chunks_mut(share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
+        let parts = rows_of_mut(x, share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
         for_parts(self.pool, parts, |((part, x), tile)| {
             embed(kernel, self.model, self.image, part * share_rows, x, tile)
         })?;
         for block in 0..a.depth as usize {
             let block = self.model.block(block)?;
-            let parts = x
-                .chunks_mut(share * tile_len)
-                .zip(values.chunks_mut(share * 3 * tile_len))
-                .zip(scales.chunks_mut(share * scales_len))
+            let parts = rows_of_mut(x, share * tile_len)
+                .zip(rows_of_mut(values, share * 3 * tile_len))
+                .zip(rows_of_mut(scales, share * scales_len))
                 .zip(tiles.iter_mut().flatten());
             for_parts(self.pool, parts, |(((x, values), scales), tile)| {
-                let values = values.chunks_exact_mut(3 * tile_len).zip(scales.chunks_exact_mut(scales_len));
-                x.chunks_mut(tile_len).zip(values).try_for_each(|(x, (values, scales))| {
+                let values = rows_of_mut(values, 3 * tile_len).zip(rows_of_mut(scales, scales_len));
+                rows_of_mut(x, tile_len).zip(values).try_for_each(|(x, (values, scales))| {
                     project(kernel, &a, &block, x, values, scales, tile)
                 })
             })?;
             let projections =
                 Projections { values, scales, tokens: a.tokens(), heads: a.heads as usize, dim: a.dim() };
-            let parts = x.chunks_mut(share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
+            let parts = rows_of_mut(x, share_rows * a.dim()).enumerate().zip(tiles.iter_mut().flatten());
             for_parts(self.pool, parts, |((part, mut x), tile)| {
                 let mut first = part * share_rows;
                 while !x.is_empty() {
@@ -153,9 +152,11 @@ impl Job for Forward<'_, '_, '_> {
         }
         if let Some(norm) = &self.model.tail().norm {
             let Some(Some(tile)) = tiles.first_mut() else { return Ok(()) };
-            for x in x.chunks_exact_mut(a.dim()) {
+            for x in rows_of_mut(x, a.dim()) {
                 kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
-                x.copy_from_slice(tile.normed);
+                for (x, value) in x.iter_mut().zip(tile.normed.iter()) {
+                    *x = *value;
+                }
             }
         }
         Ok(())
@@ -180,9 +181,9 @@ fn embed<K: Arithmetic>(
     let inputs = a.patch_inputs().next_multiple_of(INPUT_MULTIPLE);
     let patches = (a.patches().saturating_sub(first) * a.dim()).min(x.len());
     let patches = x.get_mut(..patches).unwrap_or_default();
-    for (x, first) in patches.chunks_mut((TILE * a.dim()).max(1)).zip((first..).step_by(TILE)) {
+    for (x, first) in rows_of_mut(patches, TILE * a.dim()).zip((first..).step_by(TILE)) {
         let rows = x.len().checked_div(a.dim()).unwrap_or(0);
-        for (patch, index) in tile.inputs.chunks_exact_mut(inputs.max(1)).zip(first..first + rows) {
+        for (patch, index) in rows_of_mut(tile.inputs, inputs).zip(first..first + rows) {
             let place = |divided: Option<usize>| divided.unwrap_or(0) * side;
             let corner = (place(index.checked_div(columns)), place(index.checked_rem(columns)));
             patch.fill(0);
@@ -203,7 +204,7 @@ fn norm_and_quantize<K: Arithmetic>(
     dim: usize,
     tile: &mut Tile<'_>,
 ) {
-    let rows = x.chunks_exact(dim).zip(tile.inputs.chunks_exact_mut(dim)).zip(&mut tile.scales);
+    let rows = rows_of(x, dim).zip(rows_of_mut(tile.inputs, dim)).zip(&mut tile.scales);
     for ((x, inputs), scale) in rows {
         kernel.vectorize(LayerNorm { x, norm, out: tile.normed });
         *scale = kernel.vectorize(QuantizeI8 { x: tile.normed, out: inputs });
@@ -221,7 +222,7 @@ fn project<K: Arithmetic>(
     tile: &mut Tile<'_>,
 ) -> Result<()> {
     let dim = a.dim();
-    let rows = x.len() / dim;
+    let rows = x.len().checked_div(dim).unwrap_or(0);
     norm_and_quantize(kernel, x, &block.norm1, dim, tile);
     tile.linear(kernel, rows, dim, &block.qkv, Epilogue::Store, None)?;
     let qkv = tile.wide.get(..rows * 3 * dim).unwrap_or_default();
@@ -240,8 +241,8 @@ fn attend_and_mix<K: Arithmetic>(
     tile: &mut Tile<'_>,
 ) -> Result<()> {
     let (dim, hidden) = (a.dim(), a.hidden as usize);
-    let rows = x.len() / dim;
-    let (attended, scores) = tile.wide.split_at_mut(TILE * dim);
+    let rows = x.len().checked_div(dim).unwrap_or(0);
+    let (attended, scores) = split_mut("scratch floats", TILE * dim, tile.wide)?;
     attend(kernel, projections, first, rows, scores, tile.words, attended)?;
     quantize_rows(kernel, attended, dim, rows, tile.inputs, &mut tile.scales);
     tile.linear(kernel, rows, dim, &block.proj, Epilogue::Add, Some(x))?;
@@ -256,11 +257,11 @@ fn quantize_rows<K: Arithmetic>(
     kernel: K,
     x: &[f32],
     width: usize,
-    rows: usize,
+    count: usize,
     quantized: &mut [i8],
     scales: &mut [f32; TILE],
 ) {
-    let all = x.chunks_exact(width).zip(quantized.chunks_exact_mut(width)).zip(scales).take(rows);
+    let all = rows_of(x, width).zip(rows_of_mut(quantized, width)).zip(scales).take(count);
     for ((x, quantized), scale) in all {
         *scale = kernel.vectorize(QuantizeI8 { x, out: quantized });
     }

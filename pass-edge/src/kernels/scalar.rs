@@ -1,6 +1,7 @@
 //! The reference: plain Rust in the order of the definition.
 
 use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
+use crate::rows::{rows_of, rows_of_mut};
 
 /// No instructions beyond the target's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,11 +15,11 @@ impl Arithmetic for Scalar {
 
     fn matmul_i8(self, product: I8Product<'_>) {
         let I8Product { a, weight, sums, panels } = product;
-        let depth = a.depth.max(1);
-        let all = a.bytes.chunks_exact(depth).zip(sums.chunks_exact_mut((panels * PANEL).max(1)));
+        let depth = a.depth;
+        let all = rows_of(a.bytes, depth).zip(rows_of_mut(sums, panels * PANEL));
         for (a, sums) in all {
             let sums = sums.as_chunks_mut::<PANEL>().0;
-            for (weight, sums) in weight.chunks_exact(PANEL * depth).zip(sums) {
+            for (weight, sums) in rows_of(weight, PANEL * depth).zip(sums) {
                 *sums = [0; PANEL];
                 for (a, group) in a.as_chunks::<4>().0.iter().zip(weight.as_chunks::<QUAD>().0) {
                     for (sum, weight) in sums.iter_mut().zip(group.as_chunks::<4>().0) {
@@ -33,7 +34,7 @@ impl Arithmetic for Scalar {
 
     fn matmul_i16(self, product: I16Product<'_>) {
         let I16Product { a, stride, rows, b, sums } = product;
-        for (row, sums) in sums.chunks_exact_mut((b.panels * PANEL).max(1)).take(rows).enumerate() {
+        for (row, sums) in rows_of_mut(sums, b.panels * PANEL).take(rows).enumerate() {
             let a = a.get(row * stride..).unwrap_or_default().as_chunks::<2>().0;
             for (panel, sums) in sums.as_chunks_mut::<PANEL>().0.iter_mut().enumerate() {
                 *sums = [0; PANEL];

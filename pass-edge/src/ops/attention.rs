@@ -8,6 +8,7 @@ use super::elementary::{LANES, exp2_nonpositive, largest, sum_lanes};
 use super::quantize::{quantize_i16, quantize_i16_within};
 use crate::error::{Error, Result};
 use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Sums, Work};
+use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::TILE;
 
 /// Channels of a head, at most (`Architecture::validate`).
@@ -62,18 +63,18 @@ impl Work for StoreProjections<'_> {
             values.fill(0);
             scales.fill(0.0);
         }
-        let parts = values.chunks_exact_mut(TILE * d).zip(scales.chunks_exact_mut(TILE)).enumerate();
+        let parts = rows_of_mut(values, TILE * d).zip(scales.as_chunks_mut::<TILE>().0).enumerate();
         for (part, (values, scales)) in parts {
-            let rows =
-                qkv.chunks_exact(3 * dim).map(|row| row.get(part * d..(part + 1) * d).unwrap_or_default());
-            match part / heads {
+            let inputs =
+                rows_of(qkv, 3 * dim).map(|row| row.get(part * d..(part + 1) * d).unwrap_or_default());
+            match part.checked_div(heads).unwrap_or(0) {
                 0 => {
-                    for ((x, queries), scale) in rows.zip(values.chunks_exact_mut(d)).zip(scales) {
+                    for ((x, queries), scale) in inputs.zip(rows_of_mut(values, d)).zip(scales) {
                         *scale = quantize_i16(x, queries) * query_scale;
                     }
                 }
-                1 => store_keys(rows, d, values, scales),
-                _ => store_values(rows, d, values, scales),
+                1 => store_keys(inputs, d, values, scales),
+                _ => store_values(inputs, d, values, scales),
             }
         }
     }
@@ -234,9 +235,9 @@ impl Work for ScaleScores<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { sums, rows, query_scales, key_scales, scores, padded } = self;
-        let sums = sums.chunks_exact(key_scales.len().max(1));
+        let sums = rows_of(sums, key_scales.len());
         for ((scores, sums), query_scale) in
-            scores.chunks_mut(padded.max(1)).zip(sums).zip(query_scales).take(rows)
+            rows_of_mut(scores, padded).zip(sums).zip(query_scales).take(rows)
         {
             let lanes = scores.as_chunks_mut::<LANES>().0.iter_mut().zip(sums.as_chunks::<LANES>().0);
             for ((scores, sums), key_scales) in lanes.zip(key_scales.as_chunks::<LANES>().0) {
@@ -265,8 +266,8 @@ impl Work for AddWeighted<'_> {
     #[inline(always)]
     fn run(self) {
         let Self { sums, columns, factors, rows, first, attended, dim } = self;
-        let sums = sums.chunks_exact(columns.max(1));
-        for ((attended, sums), factor) in attended.chunks_mut(dim.max(1)).zip(sums).zip(factors).take(rows) {
+        let sums = rows_of(sums, columns);
+        for ((attended, sums), factor) in rows_of_mut(attended, dim).zip(sums).zip(factors).take(rows) {
             for (attended, sum) in attended.iter_mut().zip(sums) {
                 let before = if first { 0.0 } else { *attended };
                 *attended = before + *sum as f32 * factor;
@@ -292,7 +293,7 @@ impl Work for SoftmaxWeights<'_> {
     fn run(self) {
         let Self { scores, rows, tokens, value_scales, weights, factors } = self;
         let padded = value_scales.len().max(1);
-        let all = scores.chunks_exact_mut(padded).zip(weights.chunks_exact_mut(padded)).zip(factors);
+        let all = rows_of_mut(scores, padded).zip(rows_of_mut(weights, padded)).zip(factors);
         for ((scores, weights), factor) in all.take(rows) {
             for padding in scores.iter_mut().skip(tokens) {
                 *padding = f32::MIN;

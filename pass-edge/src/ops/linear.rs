@@ -4,6 +4,7 @@ use super::elementary::gelu;
 use crate::error::Result;
 use crate::format::{Linear, floats};
 use crate::kernels::{Arithmetic, CHUNK, I8Product, I8Rows, Sums, Work};
+use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::TILE;
 
 /// What is done with `y = W·x + b`.
@@ -32,7 +33,7 @@ pub(crate) fn linear<K: Arithmetic>(
     let outputs = layer.bias.len() / size_of::<f32>();
     let mut sums = Sums::new();
     let parameters = layer.scale.chunks(4 * CHUNK).zip(layer.bias.chunks(4 * CHUNK));
-    let weights = layer.weight.chunks((CHUNK * inputs.depth()).max(1));
+    let weights = rows_of(layer.weight, CHUNK * inputs.depth());
     for (index, (weight, (scale, bias))) in weights.zip(parameters).enumerate() {
         kernel.matmul_i8(I8Product::new(inputs, weight, &mut sums.0)?);
         let first = index * CHUNK;
@@ -76,7 +77,7 @@ impl Work for Finish<'_> {
                 *kept = value;
             }
         }
-        let rows = self.sums.chunks_exact(columns.max(1)).zip(self.out.chunks_exact_mut(self.outputs.max(1)));
+        let rows = rows_of(self.sums, columns).zip(rows_of_mut(self.out, self.outputs));
         for ((sums, out), scale) in rows.zip(self.scales).take(self.rows) {
             let out = out.get_mut(self.first..self.first + columns).unwrap_or_default();
             match self.epilogue {

@@ -102,14 +102,6 @@ fn the_number_of_threads_changes_nothing() {
     }
 }
 
-/// Digest of `SMALL`'s self-test: another compiler, processor or operating system must find the same.
-#[test]
-fn bits_are_the_same_on_every_platform() {
-    let file = FloatVit::random(SMALL, 5).quantized();
-    let model = Model::from_bytes(&file).unwrap();
-    assert_eq!(format!("{:016x}", model.self_test().digest), "0fbd7134ed53fa77");
-}
-
 #[test]
 fn the_order_of_bytes_in_a_frame_changes_nothing() {
     let file = FloatVit::random(SMALL, 4).quantized();

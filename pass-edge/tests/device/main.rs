@@ -1,5 +1,6 @@
 //! The device from file to features: what is read, what is computed, what is refused.
 
+mod fixture_models;
 mod float_twin;
 mod float_vit;
 mod model_file;

@@ -1,0 +1,165 @@
+//! Everything a device calls, on inputs the compiler knows nothing about. The panic handler calls a function that exists
+//! nowhere: if any panic can be reached from `probe`, the program does not link. It is never run.
+#![no_std]
+#![no_main]
+
+use core::fmt::Write;
+use core::slice;
+
+use pass_edge::image::{Image, PixelOrder};
+use pass_edge::kernels::Kernel;
+use pass_edge::model::Model;
+use pass_edge::parallel::Pool;
+use pass_edge::scratch::{Scratch, ScratchLen};
+use pass_edge::{features, features_with_pool, scratch_len, self_test};
+
+// memcpy and the like
+#[cfg(target_os = "linux")]
+#[link(name = "c")]
+unsafe extern "C" {}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    unsafe extern "C" {
+        fn a_panic_is_reachable() -> !;
+    }
+    // SAFETY: never linked, so never called.
+    unsafe { a_panic_is_reachable() }
+}
+
+/// Every kernel of the architecture, whatever the processor has.
+fn kernels() -> impl Iterator<Item = Kernel> {
+    // SAFETY: never run.
+    #[cfg(target_arch = "x86_64")]
+    let more = unsafe {
+        use pass_edge::kernels::{Avx2, Avx512Vnni, AvxVnni};
+        [
+            Kernel::Avx2(Avx2::assume()),
+            Kernel::AvxVnni(AvxVnni::assume()),
+            Kernel::Avx512Vnni(Avx512Vnni::assume()),
+        ]
+    };
+    // SAFETY: never run.
+    #[cfg(target_arch = "aarch64")]
+    let more = unsafe {
+        use pass_edge::kernels::{DotProd, I8mm};
+        [Kernel::Neon, Kernel::DotProd(DotProd::assume()), Kernel::I8mm(I8mm::assume())]
+    };
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let more = [Kernel::Scalar];
+    Kernel::available().chain(more)
+}
+
+/// Slices of the caller: pointer and length, as C has them.
+#[repr(C)]
+pub struct Buffer<T> {
+    start: *mut T,
+    len: usize,
+}
+
+impl<T> Buffer<T> {
+    /// # Safety
+    /// `len` elements are valid from `start` on.
+    unsafe fn slice<'a>(&self) -> &'a mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { slice::from_raw_parts_mut(self.start, self.len) }
+    }
+}
+
+/// All that a device hands in.
+#[repr(C)]
+pub struct Inputs {
+    file: Buffer<u8>,
+    frame: Buffer<u8>,
+    size: [usize; 2],
+    stride: usize,
+    order: u8,
+    floats: Buffer<f32>,
+    words: Buffer<i16>,
+    bytes: Buffer<i8>,
+    out: Buffer<f32>,
+    kernel: usize,
+    trusted: bool,
+    threads: extern "C" fn() -> usize,
+    run: extern "C" fn(*mut core::ffi::c_void, usize),
+    print: extern "C" fn(*const u8, usize),
+}
+
+impl Pool for Inputs {
+    fn threads(&self) -> usize {
+        (self.threads)()
+    }
+
+    fn run(&self, parts: &mut [&mut (dyn FnMut() + Send)]) {
+        (self.run)(parts.as_mut_ptr().cast(), parts.len());
+    }
+}
+
+impl Write for &Inputs {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        (self.print)(text.as_ptr(), text.len());
+        Ok(())
+    }
+}
+
+// SAFETY: never run.
+unsafe impl Sync for Inputs {}
+
+/// # Safety
+/// The buffers are valid and apart from each other.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn probe(inputs: &Inputs) -> u64 {
+    // SAFETY: the caller's promise.
+    match unsafe { run(inputs) } {
+        Ok(sum) => sum,
+        Err(error) => {
+            let _ = inputs.write_error(&error);
+            0
+        }
+    }
+}
+
+impl Inputs {
+    fn write_error(&self, error: &pass_edge::Error) -> core::fmt::Result {
+        let mut text = self;
+        write!(text, "{error}")
+    }
+}
+
+unsafe fn run(inputs: &Inputs) -> pass_edge::Result<u64> {
+    // SAFETY: the caller's promise.
+    let (file, frame, floats, words, bytes, out) = unsafe {
+        (
+            inputs.file.slice(),
+            inputs.frame.slice(),
+            inputs.floats.slice(),
+            inputs.words.slice(),
+            inputs.bytes.slice(),
+            inputs.out.slice(),
+        )
+    };
+    let model = Model::from_bytes(file)?;
+    let model = if inputs.trusted { Model::from_verified_bytes(file)? } else { model };
+    let order = match inputs.order {
+        0 => PixelOrder::Rgb,
+        1 => PixelOrder::Bgr,
+        _ => PixelOrder::Gray,
+    };
+    let image = Image::new(frame, inputs.size.into(), inputs.stride, order)?;
+    let Some(kernel) = kernels().nth(inputs.kernel) else { return Ok(0) };
+    let len = ScratchLen::with_threads(model.architecture(), inputs.threads());
+    let mut scratch = Scratch::new(len, floats, words, bytes)?;
+    features_with_pool(&model, &image, kernel, inputs, &mut scratch, out)?;
+    let mut scratch = Scratch::new(scratch_len(&model), floats, words, bytes)?;
+    features(&model, &image, kernel, &mut scratch, out)?;
+    self_test::verify(&model, kernel, &mut scratch, out)?;
+
+    let mut sum = self_test::digest(out) ^ u64::from(model.contract().images) ^ model.output_len() as u64;
+    let floats_of_file = model.block_cosines().chain(model.self_test_feature());
+    sum ^= u64::from(floats_of_file.sum::<f32>().to_bits());
+    sum ^= model.name().len() as u64 ^ u64::from(model.normalization().mean[0].to_bits());
+    if let Some((mean, basis)) = model.pca() {
+        sum ^= u64::from(mean.chain(basis).sum::<f32>().to_bits());
+    }
+    Ok(sum)
+}
