@@ -1,0 +1,287 @@
+//! The frames of a clip that take part, in the caller's memory.
+
+use core::ops::Range;
+
+use super::Propagation;
+use super::affinity::{BLOCK, Frame, LANES, Voting};
+use crate::error::{Error, Result, check_length, check_scratch};
+use crate::matching::NORM_EPSILON;
+use crate::math::norm;
+use crate::shape::{PatchGrid, Tokens};
+
+/// Every size of a clip; gives the lengths of its buffers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ClipShape {
+    pub(super) rule: Propagation,
+    pub(super) grid: PatchGrid,
+    pub(super) dim: usize,
+    pub(super) classes: usize,
+}
+
+impl ClipShape {
+    /// Frames of `grid` patches with `dim` features each, labeled with `classes` classes (background included).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] if `top_k`, `dim` or `classes` is 0; [`Error::NotPositive`] for the temperature.
+    pub fn new(rule: Propagation, grid: PatchGrid, dim: usize, classes: usize) -> Result<Self> {
+        rule.validate()?;
+        for (what, size) in [("token dimension", dim), ("classes", classes)] {
+            if size == 0 {
+                return Err(Error::OutOfRange { what, min: 1, max: usize::MAX, actual: 0 });
+            }
+        }
+        Ok(Self { rule, grid, dim, classes })
+    }
+
+    /// The rule.
+    pub const fn rule(&self) -> Propagation {
+        self.rule
+    }
+
+    /// The grid of every frame.
+    pub const fn grid(&self) -> PatchGrid {
+        self.grid
+    }
+
+    /// `D`, the features of a patch.
+    pub const fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// `C`, the classes.
+    pub const fn classes(&self) -> usize {
+        self.classes
+    }
+
+    /// Values of the soft labels of a frame: `N·C`.
+    pub const fn frame_labels_len(&self) -> usize {
+        self.grid.n_patches().saturating_mul(self.classes)
+    }
+
+    /// Values that [`Clip::new`] needs for features: of the first frame, the previous ones and the target.
+    pub const fn features_len(&self) -> usize {
+        self.frame_features_len().saturating_mul(self.slots())
+    }
+
+    /// Values that [`Clip::new`] needs for labels.
+    pub const fn labels_len(&self) -> usize {
+        self.frame_labels_len().saturating_mul(self.slots())
+    }
+
+    /// Values of scratch memory for one call of [`Clip::propagate_into`]: each thread has its own.
+    pub const fn scratch_len(&self) -> usize {
+        let (height, width) =
+            (self.longest_window(self.grid.height()), self.longest_window(self.grid.width()));
+        let of_frame = height.saturating_mul(width);
+        of_frame.saturating_mul(self.slots() - 1).saturating_mul(BLOCK).saturating_add(self.top_k())
+    }
+
+    /// No more than the context patches there can be.
+    pub(super) const fn top_k(&self) -> usize {
+        let most = self.grid.n_patches().saturating_mul(self.slots() - 1);
+        if self.rule.top_k < most { self.rule.top_k } else { most }
+    }
+
+    const fn longest_window(&self, side: usize) -> usize {
+        let window = self.rule.radius.saturating_mul(2).saturating_add(1);
+        if self.rule.radius == 0 || window > side { side } else { window }
+    }
+
+    /// Coordinates on an axis of `side` patches within reach of `center`.
+    pub(super) fn window(&self, center: usize, side: usize) -> Range<usize> {
+        match self.rule.radius {
+            0 => 0..side,
+            radius => {
+                center.saturating_sub(radius)..side.min(center.saturating_add(radius).saturating_add(1))
+            }
+        }
+    }
+
+    /// Frames in memory: the first, the previous ones, the target.
+    const fn slots(&self) -> usize {
+        self.rule.previous_frames.saturating_add(2)
+    }
+
+    /// Values of a row of patches in one feature: padded, so that a vector of neighbors can be read anywhere.
+    pub(super) const fn stride(&self) -> usize {
+        self.grid.width().next_multiple_of(LANES)
+    }
+
+    const fn frame_features_len(&self) -> usize {
+        self.grid.height().saturating_mul(self.stride()).saturating_mul(self.dim)
+    }
+}
+
+/// A clip being labeled, frame by frame.
+///
+/// ```
+/// use pass_core::{propagation::{Clip, ClipShape, Propagation}, shape::{PatchGrid, Tokens}};
+///
+/// let shape = ClipShape::new(Propagation::DAVIS, PatchGrid::new(1, 3)?, 2, 2)?;
+/// let (mut features, mut labels) = (vec![0.0; shape.features_len()], vec![0.0; shape.labels_len()]);
+/// let first = [1.0, 0.0, 0.0, 1.0, 0.0, 1.0]; // an object on the left, [N, D]
+/// let mask = [0.0, 1.0, 1.0, 0.0, 1.0, 0.0]; // [N, C]
+/// let mut clip = Clip::new(shape, &mut features, &mut labels, Tokens::new(&first, 3, 2)?, &mask)?;
+///
+/// let second = [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]; // it moved to the right
+/// clip.set_target(Tokens::new(&second, 3, 2)?)?;
+/// let (mut scratch, mut soft) = (vec![0.0; shape.scratch_len()], [0.0; 6]);
+/// clip.propagate_into(0..3, &mut scratch, &mut soft)?;
+/// clip.keep_target(&soft)?; // one of the context frames from here on
+/// assert!(soft[5] > 0.99 && soft[1] < 0.01);
+/// # Ok::<(), pass_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Clip<'a> {
+    shape: ClipShape,
+    /// A slot a frame, `[height, D, stride]` each: neighbors of a row lie side by side in every feature.
+    features: &'a mut [f32],
+    /// A slot a frame, `[N, C]` each.
+    labels: &'a mut [f32],
+    /// Frames kept after the first one.
+    kept: usize,
+    has_target: bool,
+}
+
+impl<'a> Clip<'a> {
+    /// Starts with the first frame.
+    ///
+    /// - `features`: [`ClipShape::features_len`] values of memory, `labels`: [`ClipShape::labels_len`].
+    /// - `first_tokens`: `[N, D]`, un-normalized.
+    /// - `first_labels`: `[N, C]`, one-hot ([`super::one_hot_into`]).
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] for the first buffer that does not fit the shape.
+    pub fn new(
+        shape: ClipShape,
+        features: &'a mut [f32],
+        labels: &'a mut [f32],
+        first_tokens: Tokens<'_>,
+        first_labels: &[f32],
+    ) -> Result<Self> {
+        check_length("features of the clip", shape.features_len(), features.len())?;
+        check_length("labels of the clip", shape.labels_len(), labels.len())?;
+        check_length("labels of the first frame", shape.frame_labels_len(), first_labels.len())?;
+        check_tokens(&shape, first_tokens)?;
+        let mut clip = Self { shape, features, labels, kept: 0, has_target: false };
+        clip.store_features(0, first_tokens);
+        clip.store_labels(0, first_labels);
+        Ok(clip)
+    }
+
+    /// The sizes.
+    pub const fn shape(&self) -> &ClipShape {
+        &self.shape
+    }
+
+    /// Hands in the frame to be labeled next: `tokens` `[N, D]`, un-normalized. A target not kept is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] if `tokens` does not fit the shape.
+    pub fn set_target(&mut self, tokens: Tokens<'_>) -> Result<()> {
+        check_tokens(&self.shape, tokens)?;
+        self.store_features(self.slot(self.kept), tokens);
+        self.has_target = true;
+        Ok(())
+    }
+
+    /// Soft labels of the target's `patches`.
+    ///
+    /// - `scratch`: at least [`ClipShape::scratch_len`] values.
+    /// - `out`: `[patches, C]`; each patch sums to 1 as far as the labels of the context do. A patch whose similarities
+    ///   are all not a number gets zeros.
+    ///
+    /// Inlined into its caller, so that a caller compiled with more vector instructions lends them to the products;
+    /// the result is the same.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for patches past the end; [`Error::LengthMismatch`] for a buffer that does not fit, or
+    /// without a target.
+    #[inline(always)]
+    pub fn propagate_into(&self, patches: Range<usize>, scratch: &mut [f32], out: &mut [f32]) -> Result<()> {
+        let n = self.shape.grid.n_patches();
+        if patches.end > n || patches.start > patches.end {
+            let actual = patches.start.max(patches.end);
+            return Err(Error::OutOfRange { what: "patches", min: 0, max: n, actual });
+        }
+        check_length("target frames", 1, usize::from(self.has_target))?;
+        check_scratch("propagation scratch", self.shape.scratch_len(), scratch.len())?;
+        check_length("soft labels", patches.len().saturating_mul(self.shape.classes), out.len())?;
+
+        let voting = Voting { shape: &self.shape, target: self.frame(self.slot(self.kept)).features };
+        let context = self.context();
+        let width = self.shape.grid.width();
+        let (mut patch, mut out) = (patches.start, out);
+        while patch < patches.end {
+            let (row, column) = self.shape.grid.position(patch);
+            let count = BLOCK.min(width - column).min(patches.end - patch);
+            let (block, rest) = out.split_at_mut(count * self.shape.classes);
+            voting.label_block(row, column..column + count, context.clone(), scratch, block);
+            (patch, out) = (patch + count, rest);
+        }
+        Ok(())
+    }
+
+    /// Takes the target among the context frames with its soft labels `[N, C]`; the oldest but the first leaves.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] if `labels` does not fit the shape, or without a target.
+    pub fn keep_target(&mut self, labels: &[f32]) -> Result<()> {
+        check_length("target frames", 1, usize::from(self.has_target))?;
+        check_length("soft labels", self.shape.frame_labels_len(), labels.len())?;
+        self.store_labels(self.slot(self.kept), labels);
+        self.kept += 1;
+        self.has_target = false;
+        Ok(())
+    }
+
+    /// The first frame, then the previous ones, oldest first.
+    fn context(&self) -> impl ExactSizeIterator<Item = Frame<'_>> + Clone {
+        let previous = self.kept.min(self.shape.rule.previous_frames);
+        (0..previous + 1).map(move |place| match place {
+            0 => self.frame(0),
+            _ => self.frame(self.slot(self.kept - previous + place - 1)),
+        })
+    }
+
+    /// Where the frame is that was (or will be) kept as number `index`: the target takes the place of the oldest frame
+    /// no longer needed.
+    const fn slot(&self, index: usize) -> usize {
+        1 + index % (self.shape.slots() - 1)
+    }
+
+    fn frame(&self, slot: usize) -> Frame<'_> {
+        Frame {
+            features: part(self.features, slot, self.shape.frame_features_len()),
+            labels: part(self.labels, slot, self.shape.frame_labels_len()),
+        }
+    }
+
+    fn store_features(&mut self, slot: usize, tokens: Tokens<'_>) {
+        let (stride, dim) = (self.shape.stride(), self.shape.dim);
+        let len = self.shape.frame_features_len();
+        let frame = &mut self.features[slot * len..][..len];
+        frame.fill(0.0);
+        for (patch, token) in tokens.iter().enumerate() {
+            let (row, column) = self.shape.grid.position(patch);
+            let length = norm(token).max(NORM_EPSILON);
+            for (feature, value) in token.iter().enumerate() {
+                frame[(row * dim + feature) * stride + column] = value / length;
+            }
+        }
+    }
+
+    fn store_labels(&mut self, slot: usize, labels: &[f32]) {
+        let len = self.shape.frame_labels_len();
+        self.labels[slot * len..][..len].copy_from_slice(labels);
+    }
+}
+
+fn part(values: &[f32], slot: usize, len: usize) -> &[f32] {
+    &values[slot * len..][..len]
+}
+
+fn check_tokens(shape: &ClipShape, tokens: Tokens<'_>) -> Result<()> {
+    check_length("tokens of the grid", shape.grid.n_patches(), tokens.len())?;
+    check_length("token dimension", shape.dim, tokens.dim())
+}
