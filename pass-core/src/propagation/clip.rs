@@ -285,3 +285,219 @@ fn check_tokens(shape: &ClipShape, tokens: Tokens<'_>) -> Result<()> {
     check_length("tokens of the grid", shape.grid.n_patches(), tokens.len())?;
     check_length("token dimension", shape.dim, tokens.dim())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Frames of features `[N, D]` and of labels `[N, C]`, first frame first; what the last frame gets.
+    fn by_definition(
+        shape: &ClipShape,
+        target: &[f32],
+        frames: &[(Vec<f32>, Vec<f32>)],
+    ) -> (Vec<f64>, Vec<f64>) {
+        let (n, width, classes) = (shape.grid.n_patches(), shape.grid.width(), shape.classes);
+        let unit = |frame: &[f32], patch: usize| -> Vec<f64> {
+            let token = frame[patch * shape.dim..][..shape.dim].iter().map(|&x| f64::from(x));
+            let length = token.clone().map(|x| x * x).sum::<f64>().sqrt().max(1e-12);
+            token.map(|x| x / length).collect()
+        };
+        let first_previous = frames.len().saturating_sub(shape.rule.previous_frames).max(1);
+        let context: Vec<_> = frames[..1].iter().chain(&frames[first_previous..]).collect();
+        let (mut out, mut gaps) = (vec![0.0; n * classes], vec![f64::INFINITY; n]);
+        for patch in 0..n {
+            let mut votes = vec![];
+            for (features, labels) in &context {
+                for other in 0..n {
+                    let apart =
+                        (patch / width).abs_diff(other / width).max((patch % width).abs_diff(other % width));
+                    if shape.rule.radius == 0 || apart <= shape.rule.radius {
+                        let (a, b) = (unit(target, patch), unit(features, other));
+                        let cosine = a.iter().zip(&b).map(|(a, b)| a * b).sum::<f64>();
+                        votes.push((cosine, &labels[other * classes..][..classes]));
+                    }
+                }
+            }
+            votes.sort_by(|a, b| b.0.total_cmp(&a.0));
+            let kept = votes.len().min(shape.rule.top_k);
+            if kept < votes.len() {
+                gaps[patch] = votes[kept - 1].0 - votes[kept].0;
+            }
+            let weight = |cosine: f64| (cosine / f64::from(shape.rule.temperature)).exp();
+            let total: f64 = votes[..kept].iter().map(|vote| weight(vote.0)).sum();
+            for (cosine, labels) in &votes[..kept] {
+                for (class, &label) in labels.iter().enumerate() {
+                    out[patch * classes + class] += weight(*cosine) / total * f64::from(label);
+                }
+            }
+        }
+        (out, gaps)
+    }
+
+    struct Buffers {
+        features: Vec<f32>,
+        labels: Vec<f32>,
+        scratch: Vec<f32>,
+    }
+
+    impl Buffers {
+        fn new(shape: &ClipShape) -> Self {
+            Self {
+                features: vec![f32::NAN; shape.features_len()],
+                labels: vec![f32::NAN; shape.labels_len()],
+                scratch: vec![f32::NAN; shape.scratch_len()],
+            }
+        }
+    }
+
+    fn tokens<'t>(shape: &ClipShape, data: &'t [f32]) -> Tokens<'t> {
+        Tokens::new(data, shape.grid.n_patches(), shape.dim).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 96 }))]
+        #[test]
+        fn labels_agree_with_a_dense_double_precision_twin_however_the_frame_is_divided(
+            (height, width) in prop_oneof![(1_usize..6, 1_usize..7), (1_usize..3, 15_usize..36)],
+            (radius, top_k, previous_frames) in (0_usize..5, 1_usize..7, 0_usize..4),
+            (dim, classes) in (1_usize..6, 1_usize..4),
+            cut in 0.0..1.0_f64,
+            numbers in prop::collection::vec(-1.0_f32..1.0, 256),
+        ) {
+            let grid = PatchGrid::new(height, width).unwrap();
+            let rule = Propagation { previous_frames, radius, top_k, temperature: 0.1 };
+            let shape = ClipShape::new(rule, grid, dim, classes).unwrap();
+            let n = grid.n_patches();
+            // a frame a call; no two alike
+            let frame = |number: usize| -> Vec<f32> {
+                (0..n * dim)
+                    .map(|i| numbers[(i * 7 + number * 31) % 256] + numbers[(i + number) * 13 % 251])
+                    .collect()
+            };
+            let first: Vec<f32> =
+                (0..n * classes).map(|i| f32::from(u8::from(i % classes == i / classes % classes))).collect();
+            let mut buffers = Buffers::new(&shape);
+            let mut history = vec![(frame(0), first.clone())];
+            let first_frame = frame(0);
+            let mut clip =
+                Clip::new(shape, &mut buffers.features, &mut buffers.labels, tokens(&shape, &first_frame), &first)
+                    .unwrap();
+            for number in 1..6 {
+                let target = frame(number);
+                clip.set_target(tokens(&shape, &target)).unwrap();
+                let mut soft = vec![f32::NAN; n * classes];
+                clip.propagate_into(0..n, &mut buffers.scratch, &mut soft).unwrap();
+
+                let (expected, gaps) = by_definition(&shape, &target, &history);
+                for (i, (&found, expected)) in soft.iter().zip(expected).enumerate() {
+                    // a near tie may go either way in single precision
+                    prop_assert!(
+                        (f64::from(found) - expected).abs() < 1e-4 || gaps[i / classes] < 1e-5,
+                        "frame {number} value {i}: expected {expected}, found {found}"
+                    );
+                }
+                let (left, right) = ((cut * n as f64) as usize, n);
+                let mut parts = vec![f32::NAN; n * classes];
+                let (one, two) = parts.split_at_mut(left * classes);
+                clip.propagate_into(0..left, &mut buffers.scratch, one).unwrap();
+                clip.propagate_into(left..right, &mut buffers.scratch, two).unwrap();
+                prop_assert_eq!(&parts, &soft);
+
+                clip.keep_target(&soft).unwrap();
+                history.push((target, soft));
+            }
+        }
+    }
+
+    /// One frame of context with these features, 1 × 4 patches of 1 feature; labels of the last frame.
+    fn propagate(rule: Propagation, first: [f32; 4], target: [f32; 4], labels: &[f32]) -> Vec<f32> {
+        let shape = ClipShape::new(rule, PatchGrid::new(1, 4).unwrap(), 1, labels.len() / 4).unwrap();
+        let mut buffers = Buffers::new(&shape);
+        let mut clip =
+            Clip::new(shape, &mut buffers.features, &mut buffers.labels, tokens(&shape, &first), labels)
+                .unwrap();
+        clip.set_target(tokens(&shape, &target)).unwrap();
+        let mut soft = vec![f32::NAN; labels.len()];
+        clip.propagate_into(0..4, &mut buffers.scratch, &mut soft).unwrap();
+        soft
+    }
+
+    #[test]
+    fn ties_at_the_threshold_all_vote() {
+        let rule = Propagation { top_k: 1, radius: 0, ..Propagation::DAVIS };
+        // every patch is as similar as every other: the top 1 is all four
+        assert_eq!(propagate(rule, [1.0; 4], [2.0; 4], &[1.0, 0.0, 0.0, 0.0]), [0.25; 4]);
+        // two candidates at the border, three inside
+        let rule = Propagation { radius: 1, ..rule };
+        assert_eq!(propagate(rule, [1.0; 4], [2.0; 4], &[1.0, 0.0, 0.0, 0.0]), [0.5, 1.0 / 3.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_window_with_fewer_candidates_than_top_k_lets_all_of_them_vote() {
+        let rule = Propagation { radius: 1, top_k: 9, temperature: 1e30, ..Propagation::DAVIS };
+        let soft = propagate(rule, [1.0, -1.0, 1.0, -1.0], [1.0; 4], &[1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(soft, [0.5, 1.0 / 3.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_small_temperature_does_not_overflow() {
+        let rule = Propagation { temperature: 1e-6, ..Propagation::DAVIS };
+        assert_eq!(propagate(rule, [1.0, -1.0, 0.0, 0.0], [1.0; 4], &[1.0, 0.0, 0.0, 0.0]), [1.0; 4]);
+    }
+
+    #[test]
+    fn not_a_number_does_not_vote_and_zero_features_do() {
+        let rule = Propagation { top_k: 4, ..Propagation::DAVIS };
+        let labels = [1.0, 0.0, 0.5, 0.0];
+        assert_eq!(propagate(rule, [f32::NAN, 0.0, f32::NAN, f32::INFINITY], [1.0; 4], &labels), [0.0; 4]);
+        assert_eq!(propagate(rule, [1.0; 4], [f32::NAN; 4], &labels), [0.0; 4]);
+        assert_eq!(propagate(rule, [1.0; 4], [0.0; 4], &labels), [0.375; 4]);
+    }
+
+    #[test]
+    fn wrong_sizes_are_refused() {
+        let grid = PatchGrid::new(2, 2).unwrap();
+        let rule = Propagation { previous_frames: 1, ..Propagation::DAVIS };
+        assert!(ClipShape::new(Propagation { top_k: 0, ..rule }, grid, 1, 1).is_err());
+        assert!(ClipShape::new(Propagation { temperature: 0.0, ..rule }, grid, 1, 1).is_err());
+        assert!(ClipShape::new(rule, grid, 0, 1).is_err());
+        assert!(ClipShape::new(rule, grid, 1, 0).is_err());
+        let endless =
+            Propagation { previous_frames: usize::MAX, radius: usize::MAX, top_k: usize::MAX, ..rule };
+        let shape = ClipShape::new(endless, grid, 1, 1).unwrap();
+        let token = tokens(&shape, &[1.0; 4]);
+        assert!(Clip::new(shape, &mut [0.0; 9], &mut [0.0; 9], token, &[1.0; 4]).is_err());
+
+        let shape = ClipShape::new(rule, grid, 1, 1).unwrap();
+        let mut buffers = Buffers::new(&shape);
+        let (features, labels) = (&mut buffers.features, &mut buffers.labels);
+        assert!(Clip::new(shape, &mut features[1..], labels, token, &[1.0; 4]).is_err());
+        assert!(Clip::new(shape, features, &mut labels[1..], token, &[1.0; 4]).is_err());
+        assert!(Clip::new(shape, features, labels, token, &[1.0; 3]).is_err());
+        assert!(
+            Clip::new(shape, features, labels, Tokens::new(&[1.0; 4], 2, 2).unwrap(), &[1.0; 4]).is_err()
+        );
+        assert!(
+            Clip::new(shape, features, labels, Tokens::new(&[1.0; 3], 3, 1).unwrap(), &[1.0; 4]).is_err()
+        );
+
+        let mut clip = Clip::new(shape, features, labels, token, &[1.0; 4]).unwrap();
+        let scratch = &mut buffers.scratch;
+        assert!(clip.propagate_into(0..4, scratch, &mut [0.0; 4]).is_err(), "no target");
+        assert!(clip.keep_target(&[0.0; 4]).is_err(), "no target");
+        clip.set_target(token).unwrap();
+        assert!(clip.propagate_into(0..5, scratch, &mut [0.0; 5]).is_err());
+        assert!(clip.propagate_into(1..4, scratch, &mut [0.0; 4]).is_err());
+        let len = scratch.len();
+        assert!(clip.propagate_into(0..4, &mut scratch[..len - 1], &mut [0.0; 4]).is_err());
+        #[expect(clippy::reversed_empty_ranges, reason = "what is refused here")]
+        let reversed = 3..1;
+        assert!(clip.propagate_into(reversed, scratch, &mut []).is_err());
+        assert!(clip.propagate_into(4..4, scratch, &mut []).is_ok());
+        assert!(clip.keep_target(&[0.0; 3]).is_err());
+        assert!(clip.keep_target(&[0.0; 4]).is_ok());
+    }
+}

@@ -185,3 +185,133 @@ fn interpolate_row(labels: &[f32], grid: PatchGrid, classes: usize, between: Bet
         *out = (1.0 - between.weight) * low + between.weight * high;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn segment(
+        labels: &[f32],
+        grid: (usize, usize),
+        classes: usize,
+        scale: usize,
+        size: (usize, usize),
+    ) -> Vec<u8> {
+        let grid = PatchGrid::new(grid.0, grid.1).unwrap();
+        let mut scratch = vec![f32::NAN; segment_scratch_len(grid, classes)];
+        let mut out = vec![9; size.0 * size.1];
+        segment_into(labels, grid, classes, scale, size, &mut scratch, &mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn nearest_neighbors_are_taken_at_pixel_centers() {
+        let mut out = [0; 3];
+        resize_nearest_into(&[0, 1, 2, 3, 4, 5, 6, 7], (1, 8), (1, 3), &mut out).unwrap();
+        assert_eq!(out, [1, 4, 6]);
+        let mut out = [0; 8];
+        resize_nearest_into(&[7, 8], (2, 1), (4, 2), &mut out).unwrap();
+        assert_eq!(out, [7, 7, 7, 7, 8, 8, 8, 8]);
+        assert!(resize_nearest_into(&[7, 8], (2, 1), (4, 3), &mut out).is_err());
+        assert!(resize_nearest_into(&[7], (2, 1), (4, 2), &mut out).is_err());
+        assert!(resize_nearest_into(&[], (0, 1), (4, 2), &mut out).is_err());
+        assert!(resize_nearest_into(&[7], (1, 1), (0, 2), &mut []).is_err());
+    }
+
+    #[test]
+    fn labels_are_one_hot() {
+        let mut out = [9.0; 6];
+        one_hot_into(&[2, 0], 3, &mut out).unwrap();
+        assert_eq!(out, [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]);
+        assert_eq!(
+            one_hot_into(&[3, 0], 3, &mut out),
+            Err(Error::OutOfRange { what: "label", min: 0, max: 2, actual: 3 })
+        );
+        assert!(one_hot_into(&[0], 3, &mut out).is_err());
+        assert!(one_hot_into(&[], 0, &mut []).is_ok());
+        assert!(one_hot_into(&[0], 0, &mut []).is_err());
+    }
+
+    #[test]
+    fn classes_are_stretched_before_they_are_compared() {
+        // class 1 never passes 0.3, but stretched it is 1 on the right, where class 0 is 0
+        assert_eq!(segment(&[1.0, 0.0, 0.7, 0.3], (1, 2), 2, 1, (1, 4)), [0, 0, 1, 1]);
+        // a class nowhere positive stays 0 and loses; the constant positive one wins everywhere
+        assert_eq!(segment(&[1.0, 0.0, 1.0, 0.0], (1, 2), 2, 1, (1, 2)), [0, 0]);
+        assert_eq!(segment(&[0.0, 0.5, 0.9, 0.5], (1, 2), 2, 1, (1, 2)), [1, 1]);
+        assert_eq!(segment(&[f32::NAN, 0.5, 0.9, 0.2], (1, 2), 2, 1, (1, 2)).len(), 2);
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        let grid = PatchGrid::new(1, 2).unwrap();
+        let run = |labels: usize, classes, scale, size, scratch: usize, out: usize| {
+            let labels = vec![0.0; labels];
+            segment_into(&labels, grid, classes, scale, size, &mut vec![0.0; scratch], &mut vec![0; out])
+        };
+        assert!(run(4, 2, 4, (3, 3), 8, 9).is_ok());
+        for (labels, classes, scale, size, scratch, out) in [
+            (4, 0, 4, (3, 3), 8, 9),
+            (514, 257, 4, (3, 3), 9999, 9),
+            (4, 2, 0, (3, 3), 8, 9),
+            (4, 2, usize::MAX, (3, 3), 8, 9),
+            (3, 2, 4, (3, 3), 8, 9),
+            (4, 2, 4, (3, 0), 8, 0),
+            (4, 2, 4, (3, 3), 7, 9),
+            (4, 2, 4, (3, 3), 8, 8),
+        ] {
+            assert!(run(labels, classes, scale, size, scratch, out).is_err());
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 2 } else { 64 }))]
+        #[test]
+        fn masks_agree_with_an_upsampled_double_precision_twin(
+            (height, width, classes, scale) in (1_usize..5, 1_usize..5, 1_usize..4, 1_usize..9),
+            size in (1_usize..40, 1_usize..40),
+            numbers in prop::collection::vec(0.0_f32..1.0, 4 * 4 * 3),
+        ) {
+            let labels = &numbers[..height * width * classes];
+            let places = |side: usize| -> Vec<(usize, usize, f64)> {
+                (0..side * scale)
+                    .map(|index| {
+                        let position = ((index as f64 + 0.5) / scale as f64 - 0.5).max(0.0);
+                        (position as usize, (position as usize + 1).min(side - 1), position.fract())
+                    })
+                    .collect()
+            };
+            let at = |y: usize, x: usize, class: usize| f64::from(labels[(y * width + x) * classes + class]);
+            let planes: Vec<Vec<f64>> = (0..classes)
+                .map(|class| {
+                    let mut plane = vec![];
+                    for &(y0, y1, v) in &places(height) {
+                        for &(x0, x1, u) in &places(width) {
+                            let line = |y: usize| at(y, x0, class) * (1.0 - u) + at(y, x1, class) * u;
+                            plane.push(line(y0) * (1.0 - v) + line(y1) * v);
+                        }
+                    }
+                    let least = plane.iter().copied().fold(f64::INFINITY, f64::min);
+                    let most = plane.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    plane.iter().map(|value| (value - least) / (most - least)).collect()
+                })
+                .collect();
+            let found = segment(labels, (height, width), classes, scale, size);
+            // a single patch is constant: rounding decides what it is stretched to
+            for (index, &found) in found.iter().enumerate().filter(|_| height * width > 1) {
+                // twice the place of the pixel's center, times the size of the mask
+                let (y, x) = ((index / size.1 * 2 + 1) * height * scale, (index % size.1 * 2 + 1) * width * scale);
+                if y % (2 * size.0) == 0 || x % (2 * size.1) == 0 {
+                    continue; // on the edge of two pixels: rounding decides, as in Pillow
+                }
+                let (y, x) = (y / (2 * size.0), x / (2 * size.1));
+                let value = |class: usize| planes[class][y * width * scale + x];
+                let best = (0..classes).map(value).fold(f64::NEG_INFINITY, f64::max);
+                prop_assert!(value(usize::from(found)) >= best - 1e-4, "pixel {} is {}", index, found);
+            }
+        }
+    }
+}
