@@ -8,6 +8,7 @@
 //! | [`format`](mod@format) | the file, specified |
 //! | [`model`] | a validated, borrowed view of a file |
 //! | [`image`] | where the bytes of a pixel are |
+//! | [`resize`] | any image to the size of the model |
 //! | [`scratch`] | working memory; its size is a `const fn` |
 //! | [`parallel`] | threads, lent by the caller |
 //! | `vit`, `ops` | the forward pass and its parts |
@@ -56,6 +57,7 @@ pub mod kernels;
 pub mod model;
 mod ops;
 pub mod parallel;
+pub mod resize;
 pub mod scratch;
 pub mod self_test;
 mod vit;

@@ -1,0 +1,6 @@
+//! The program from the outside: what it prints, writes and refuses.
+
+mod checks;
+mod harness;
+#[path = "../device/random_vit.rs"]
+mod random_vit;
