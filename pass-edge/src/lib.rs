@@ -13,6 +13,7 @@
 //! | [`parallel`] | threads, lent by the caller |
 //! | `vit`, `ops` | the forward pass and its parts |
 //! | [`kernels`] | integer matrix products: scalar reference and vector instructions |
+//! | [`tracking`] | labels of a video, from frame to frame |
 //! | [`self_test`] | the promise of a file, checked on the device |
 //! | `writer` | writing files (feature `alloc`) |
 //!
@@ -60,6 +61,7 @@ pub mod parallel;
 pub mod resize;
 pub mod scratch;
 pub mod self_test;
+pub mod tracking;
 mod vit;
 #[cfg(feature = "alloc")]
 pub mod writer;
