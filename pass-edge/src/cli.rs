@@ -1,11 +1,15 @@
 //! The command line: arguments as types, one file per verb. Only this module prints.
 
+mod bench;
 mod completions;
 mod compute;
+mod decode;
 mod error;
+mod features;
 mod info;
 mod model_file;
 mod output;
+mod prepare;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -25,11 +29,14 @@ const EXAMPLES: &str = "\
 First steps:
   pass-edge info model.pass                            what the file is and promises
   pass-edge verify model.pass                          whether this machine keeps the promise
+  pass-edge features model.pass PHOTOS --out f.npy     features of images
 
 Exit codes: 0 done, 1 failed, 2 wrong usage.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Features(features::FeaturesArgs),
+    Bench(bench::BenchArgs),
     Info(info::InfoArgs),
     Verify(verify::VerifyArgs),
     Completions(completions::CompletionsArgs),
@@ -38,6 +45,8 @@ enum Command {
 /// Does what the command line says; the exit code, if all went well.
 pub(crate) fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
+        Command::Features(args) => features::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Completions(args) => completions::run(&args),

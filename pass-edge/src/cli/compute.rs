@@ -85,9 +85,9 @@ impl<'m> Engine<'m> {
         &self.model
     }
 
-    /// The kernel.
-    pub(super) fn kernel(&self) -> Kernel {
-        self.kernel
+    /// Another kernel from now on.
+    pub(super) fn use_kernel(&mut self, kernel: Kernel) {
+        self.kernel = kernel;
     }
 
     /// Bytes of working memory.

@@ -24,6 +24,12 @@ pub(crate) enum Error {
     /// The library refused arguments that the program made up.
     #[error("features cannot be computed")]
     Compute(#[from] pass_edge::Error),
+    /// No image or frame gave features.
+    #[error("{}", nothing_usable(*count, first.as_ref()))]
+    NothingUsable { count: u64, first: Option<(String, String)> },
+    /// Nobody reads standard output any more.
+    #[error("standard output is closed")]
+    ReaderGone,
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
@@ -53,7 +59,15 @@ impl Error {
                 "this machine computes other features than the file promises: do not use them. \
                  `pass-edge verify MODEL --all-kernels` tells whether one kernel is at fault; try `--kernel scalar`"
             }
-            Self::Read { .. } | Self::Write { .. } | Self::Compute(_) | Self::Output(_) => return None,
+            Self::NothingUsable { count: 0, .. } => {
+                "check the inputs: folders are searched for image files, a stream must hold frames"
+            }
+            Self::NothingUsable { .. }
+            | Self::Read { .. }
+            | Self::Write { .. }
+            | Self::Compute(_)
+            | Self::ReaderGone
+            | Self::Output(_) => return None,
         };
         Some(hint.to_owned())
     }
@@ -64,5 +78,12 @@ impl Error {
             Self::Usage { .. } => 2,
             _ => 1,
         }
+    }
+}
+
+fn nothing_usable(count: u64, first: Option<&(String, String)>) -> String {
+    match first {
+        None => "there are no images or frames".to_owned(),
+        Some((name, reason)) => format!("none of {count} could be used; the first: `{name}`: {reason}"),
     }
 }

@@ -37,11 +37,6 @@ impl ModelFile {
         Model::from_bytes(&self.map).map_err(|source| Error::Model { path: self.path.clone(), source })
     }
 
-    /// Where it lies.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Its size in bytes.
     pub(super) fn len(&self) -> usize {
         self.map.len()

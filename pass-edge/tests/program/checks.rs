@@ -20,7 +20,9 @@ fn info_tells_what_the_file_says() {
     assert_eq!(info["block_cosines"].as_array().map(Vec::len), Some(2));
     assert_eq!(info["mode"], "exact");
     assert_eq!(info["file_bytes"], model().len());
-    let text = stdout(&place.run(&["info", "tiny.pass"]));
+    fs::write(place.path("fast.pass"), FloatVit::random(TINY, 3).fast().quantized()).expect("written");
+    let text = stdout(&place.run(&["info", "fast.pass"]));
+    assert!(text.contains("fast\n"), "{text}");
     assert!(text.contains("4 patches (2 × 2)"), "{text}");
 }
 
