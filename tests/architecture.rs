@@ -47,6 +47,7 @@ fn edge_depends_on_core_and_what_reads_its_file() {
         "ctrlc",
         "image",
         "memmap2",
+        "png",
         "serde_json",
         "thiserror",
         "walkdir",

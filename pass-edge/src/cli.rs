@@ -4,12 +4,16 @@ mod bench;
 mod completions;
 mod compute;
 mod decode;
+mod draft;
 mod error;
 mod features;
 mod info;
+mod meter;
 mod model_file;
 mod output;
+mod pictures;
 mod prepare;
+mod track;
 mod verify;
 
 use clap::{Parser, Subcommand};
@@ -36,6 +40,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Features(features::FeaturesArgs),
+    Track(track::TrackArgs),
     Bench(bench::BenchArgs),
     Info(info::InfoArgs),
     Verify(verify::VerifyArgs),
@@ -46,6 +51,7 @@ enum Command {
 pub(crate) fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Features(args) => features::run(&args),
+        Command::Track(args) => track::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Verify(args) => verify::run(&args),

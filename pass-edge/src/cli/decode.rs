@@ -26,7 +26,7 @@ pub(super) struct Picture {
 
 /// Why bytes are not an image.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(super) enum DecodeError {
+pub(crate) enum DecodeError {
     #[error("the file is empty")]
     Empty,
     #[error("not an image of a known format (JPEG, PNG, WebP, BMP, TIFF, PNM, GIF); it begins with {start}")]

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::pictures::PictureError;
+use super::track::MaskError;
+
 /// Any failure of the program.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -24,6 +27,12 @@ pub(crate) enum Error {
     /// The library refused arguments that the program made up.
     #[error("features cannot be computed")]
     Compute(#[from] pass_edge::Error),
+    /// The first frame of a video cannot be used.
+    #[error("the first frame `{}` cannot be used", path.display())]
+    Frame { path: PathBuf, source: PictureError },
+    /// The first mask of a video cannot be used.
+    #[error("`{}` is no mask of the first frame", path.display())]
+    Mask { path: PathBuf, source: MaskError },
     /// No image or frame gave features.
     #[error("{}", nothing_usable(*count, first.as_ref()))]
     NothingUsable { count: u64, first: Option<(String, String)> },
@@ -59,10 +68,19 @@ impl Error {
                 "this machine computes other features than the file promises: do not use them. \
                  `pass-edge verify MODEL --all-kernels` tells whether one kernel is at fault; try `--kernel scalar`"
             }
+            Self::Mask { source: MaskError::NotIndexed { .. }, .. } => {
+                "expected are masks as those of DAVIS: PNG with a palette, where the index of a color is the object; \
+                 programs that only keep colors have lost it"
+            }
+            Self::Mask { source: MaskError::Size { .. }, .. } => {
+                "the mask belongs to the first frame in the order of names; EXIF rotation of frames is applied"
+            }
             Self::NothingUsable { count: 0, .. } => {
                 "check the inputs: folders are searched for image files, a stream must hold frames"
             }
             Self::NothingUsable { .. }
+            | Self::Frame { .. }
+            | Self::Mask { .. }
             | Self::Read { .. }
             | Self::Write { .. }
             | Self::Compute(_)

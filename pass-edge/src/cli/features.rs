@@ -2,8 +2,6 @@
 
 mod file;
 mod frames;
-mod meter;
-mod pictures;
 mod sink;
 
 use std::path::PathBuf;
@@ -14,12 +12,12 @@ use pass_edge::image::Image;
 
 use super::compute::{ComputeArgs, Engine};
 use super::error::Error;
+use super::meter::Meter;
 use super::model_file::ModelFile;
 use super::output;
+use super::pictures::Pictures;
 use super::prepare::{FitChoice, Preparer};
 use frames::{FrameArgs, Frames};
-use meter::Meter;
-use pictures::Pictures;
 use sink::{Destination, Sink};
 
 /// Compute patch features of images, folders, or raw frames.

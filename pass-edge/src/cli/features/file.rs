@@ -1,9 +1,11 @@
 //! A growing `[rows, ..]` array of `f32` as safetensors or npy, laid out as `pass-host features` does, with a list of
 //! names beside it: bounded memory, complete or not there at all.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io::{self, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use crate::cli::draft::Draft;
 
 /// Bytes kept free for the header, whose length must be known before the number of rows is.
 const HEADER: usize = 256;
@@ -59,40 +61,6 @@ impl FileFormat {
     }
 }
 
-/// A file beside its place, moved there when it is complete and removed if it never is.
-struct Draft {
-    path: PathBuf,
-    temporary: PathBuf,
-    writer: BufWriter<File>,
-}
-
-impl Drop for Draft {
-    /// Once moved there is nothing to remove.
-    fn drop(&mut self) {
-        fs::remove_file(&self.temporary).ok();
-    }
-}
-
-impl Draft {
-    fn create(path: PathBuf) -> io::Result<Self> {
-        let mut name = std::ffi::OsString::from(".tmp-");
-        name.push(path.file_name().unwrap_or_default());
-        let temporary = path.with_file_name(name);
-        let writer = BufWriter::with_capacity(1 << 16, File::create(&temporary)?);
-        Ok(Self { path, temporary, writer })
-    }
-
-    /// Everything on disk, under its temporary name.
-    fn sync(&mut self) -> io::Result<()> {
-        self.writer.flush()?;
-        self.writer.get_ref().sync_all()
-    }
-
-    fn publish(self) -> io::Result<()> {
-        fs::rename(&self.temporary, &self.path)
-    }
-}
-
 /// A file being written; nothing is at its path before [`FeatureFile::finish`].
 pub(super) struct FeatureFile {
     format: FileFormat,
@@ -145,6 +113,7 @@ impl FeatureFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     fn written(name: &str) -> Vec<u8> {
         let folder = tempfile::tempdir().expect("a folder");

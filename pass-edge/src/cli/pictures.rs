@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use pass_edge::image::{Image, PixelOrder};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::cli::decode::{DecodeError, Picture, decode};
-use crate::cli::error::Error;
+use super::decode::{DecodeError, Picture, decode};
+use super::error::Error;
 
 /// Name endings that folders are searched for, in lower case.
 const EXTENSIONS: [&str; 16] = [
@@ -20,7 +20,7 @@ const MOST_BYTES: u64 = 1 << 30;
 
 /// Why a file gives no picture.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum PictureError {
+pub(crate) enum PictureError {
     #[error(transparent)]
     Decode(#[from] DecodeError),
     #[error("{bytes} bytes are more than an image file may have ({MOST_BYTES})")]
@@ -51,7 +51,7 @@ impl Iterator for Pictures {
 
     fn next(&mut self) -> Option<Self::Item> {
         Some(match self.paths.next()? {
-            Ok(path) => (path.display().to_string(), read(&path, self.max_megapixels)),
+            Ok(path) => (path.display().to_string(), read_picture(&path, self.max_megapixels)),
             Err(error) => {
                 let path = error.path().unwrap_or(Path::new("")).display().to_string();
                 (path, Err(io::Error::from(error).into()))
@@ -67,7 +67,8 @@ impl Picture {
     }
 }
 
-fn read(path: &Path, max_megapixels: f64) -> Result<Picture, PictureError> {
+/// Reads and decodes a file.
+pub(super) fn read_picture(path: &Path, max_megapixels: f64) -> Result<Picture, PictureError> {
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
     if bytes > MOST_BYTES {
@@ -88,7 +89,7 @@ fn paths(input: &Path) -> impl Iterator<Item = Result<PathBuf, walkdir::Error>> 
     let entries = WalkDir::new(input).follow_links(true).sort_by(files_first).into_iter().filter_entry(shown);
     entries.filter_map(|entry| match entry {
         Ok(entry) if entry.file_type().is_dir() => None,
-        Ok(entry) => (entry.depth() == 0 || has_image_name(&entry)).then(|| Ok(entry.into_path())),
+        Ok(entry) => (entry.depth() == 0 || is_image_name(entry.path())).then(|| Ok(entry.into_path())),
         Err(error) => {
             let leads_nowhere = error.io_error().is_some_and(|io| io.kind() == io::ErrorKind::NotFound);
             (!leads_nowhere).then_some(Err(error))
@@ -100,8 +101,9 @@ fn starts_with_dot(entry: &DirEntry) -> bool {
     entry.file_name().as_encoded_bytes().starts_with(b".")
 }
 
-fn has_image_name(entry: &DirEntry) -> bool {
-    let extension = entry.path().extension().map(|extension| extension.to_string_lossy().to_lowercase());
+/// Whether a name ends like that of an image.
+pub(super) fn is_image_name(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_lowercase());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.as_str()))
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cli::output;
+use super::output;
 
 /// How often a line is shown.
 const PERIOD: Duration = Duration::from_secs(1);
