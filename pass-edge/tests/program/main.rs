@@ -6,3 +6,4 @@ mod features;
 mod harness;
 #[path = "../device/random_vit.rs"]
 mod random_vit;
+mod track;
