@@ -19,7 +19,7 @@
 //! | [`one_hot_into`], [`resize_nearest_into`] | first mask to labels of the first frame |
 //! | [`segment_into`] | soft labels to a mask of the frame's size |
 //!
-//! Similarities exist for 16 target patches at a time: memory grows with the window, never with the square of
+//! Similarities exist for one row of target patches at a time: memory grows with the window, never with the square of
 //! the patches. A target patch is a function of nothing but the clip, so any division of a frame into ranges gives the
 //! same bits.
 

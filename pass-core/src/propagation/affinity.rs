@@ -1,12 +1,10 @@
-//! Who votes about a block of target patches, and the vote.
+//! Who votes about a row of target patches, and the vote.
 
 use core::ops::Range;
 
 use super::clip::ClipShape;
 use crate::math::exp;
 
-/// Target patches of a row that are worked on together: a row of context features read once serves all of them.
-pub(super) const BLOCK: usize = 16;
 /// Target patches whose products are formed together: their sums stay in registers.
 const TILE: usize = 4;
 /// Context patches of a row whose products are formed together.
@@ -26,9 +24,10 @@ pub(super) struct Voting<'a> {
 }
 
 impl Voting<'_> {
-    /// Labels `[columns, C]` of the target patches `columns` of `row`.
+    /// Labels `[columns, C]` of the target patches `columns` of `row`. They are worked on together, so that a row of context
+    /// features fetched once serves all of them.
     #[inline(always)]
-    pub(super) fn label_block<'c>(
+    pub(super) fn label_row<'c>(
         &self,
         row: usize,
         columns: Range<usize>,
@@ -40,7 +39,7 @@ impl Voting<'_> {
         let rows = self.shape.window(row, grid.height());
         let (best, similarities) = scratch.split_at_mut(self.shape.top_k());
         // of each target patch: [context frames, rows, columns of its window]
-        let of_target = similarities.len() / BLOCK;
+        let of_target = self.shape.votes_len();
         for (index, frame) in context.clone().enumerate() {
             for source_row in rows.clone() {
                 let line = index * rows.len() + source_row - rows.start;

@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::Propagation;
-use super::affinity::{BLOCK, Frame, LANES, Voting};
+use super::affinity::{Frame, LANES, Voting};
 use crate::error::{Error, Result, check_length, check_scratch};
 use crate::matching::NORM_EPSILON;
 use crate::math::norm;
@@ -70,10 +70,14 @@ impl ClipShape {
 
     /// Values of scratch memory for one call of [`Clip::propagate_into`]: each thread has its own.
     pub const fn scratch_len(&self) -> usize {
-        let (height, width) =
-            (self.longest_window(self.grid.height()), self.longest_window(self.grid.width()));
-        let of_frame = height.saturating_mul(width);
-        of_frame.saturating_mul(self.slots() - 1).saturating_mul(BLOCK).saturating_add(self.top_k())
+        self.votes_len().saturating_mul(self.grid.width()).saturating_add(self.top_k())
+    }
+
+    /// Similarities of one target patch: of the windows of all context frames.
+    pub(super) const fn votes_len(&self) -> usize {
+        let window =
+            self.longest_window(self.grid.height()).saturating_mul(self.longest_window(self.grid.width()));
+        window.saturating_mul(self.slots() - 1)
     }
 
     /// No more than the context patches there can be.
@@ -214,9 +218,9 @@ impl<'a> Clip<'a> {
         let (mut patch, mut out) = (patches.start, out);
         while patch < patches.end {
             let (row, column) = self.shape.grid.position(patch);
-            let count = BLOCK.min(width - column).min(patches.end - patch);
+            let count = (width - column).min(patches.end - patch);
             let (block, rest) = out.split_at_mut(count * self.shape.classes);
-            voting.label_block(row, column..column + count, context.clone(), scratch, block);
+            voting.label_row(row, column..column + count, context.clone(), scratch, block);
             (patch, out) = (patch + count, rest);
         }
         Ok(())
