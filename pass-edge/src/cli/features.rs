@@ -138,7 +138,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<u8, Error> {
     let source = if stream {
         Source::Frames(Frames::new(&args.frames, architecture.image_size(), args.max_megapixels)?)
     } else {
-        Source::Pictures(Pictures::find(&args.inputs, args.max_megapixels)?)
+        Source::Pictures(Pictures::find(args.inputs.clone(), args.max_megapixels)?)
     };
     let shape = args.tokens.shape(&architecture);
     let work = Work {

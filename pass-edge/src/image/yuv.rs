@@ -55,19 +55,51 @@ impl Matrix {
         }
     }
 
-    /// Red, green, blue.
+    /// What a pair of chroma adds to red, green, blue.
     #[inline(always)]
-    pub(crate) fn rgb(&self, luma: u8, [cb, cr]: [u8; 2]) -> [u8; 3] {
-        let luma = (i32::from(luma) - self.black) * self.luma + (1 << (FRACTION_BITS - 1));
+    fn tint(&self, [cb, cr]: [u8; 2]) -> [i32; 3] {
         let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
-        [luma + self.red_cr * cr, luma - self.green_cb * cb - self.green_cr * cr, luma + self.blue_cb * cb]
-            .map(|value| (value >> FRACTION_BITS).clamp(0, 255) as u8)
+        [self.red_cr * cr, -self.green_cb * cb - self.green_cr * cr, self.blue_cb * cb]
+    }
+
+    /// Red, green, blue of a tint at a luma.
+    #[inline(always)]
+    fn shade(&self, luma: u8, tint: [i32; 3]) -> [u8; 3] {
+        let luma = (i32::from(luma) - self.black) * self.luma + (1 << (FRACTION_BITS - 1));
+        tint.map(|tint| ((luma + tint) >> FRACTION_BITS).clamp(0, 255) as u8)
+    }
+
+    /// A row of pixels: a pair of chroma for every two; with `odd` the first pixel is the second of its pair.
+    pub(crate) fn row_into(&self, luma: &[u8], chroma: &[u8], odd: bool, out: &mut [[u8; 3]]) {
+        let (mut luma, mut pairs, mut out) = (luma, chroma.as_chunks::<2>().0, out);
+        if let (true, [first_luma, luma_rest @ ..], [pair, pairs_rest @ ..]) = (odd, luma, pairs) {
+            let Some((first, out_rest)) = out.split_first_mut() else { return };
+            *first = self.shade(*first_luma, self.tint(*pair));
+            (luma, pairs, out) = (luma_rest, pairs_rest, out_rest);
+        }
+        let (twos, last) = out.as_chunks_mut::<2>();
+        let (luma_twos, _) = luma.as_chunks::<2>();
+        for ((out, luma), pair) in twos.iter_mut().zip(luma_twos).zip(pairs) {
+            let tint = self.tint(*pair);
+            *out = luma.map(|luma| self.shade(luma, tint));
+        }
+        if let ([last], Some(luma), Some(pair)) = (last, luma.get(2 * twos.len()), pairs.get(twos.len())) {
+            *last = self.shade(*luma, self.tint(*pair));
+        }
     }
 }
 
 /// A positive number in fixed point, rounded.
 const fn fixed(value: f64) -> i32 {
     (value * (1 << FRACTION_BITS) as f64 + 0.5) as i32
+}
+
+#[cfg(test)]
+impl Matrix {
+    /// One pixel.
+    pub(crate) fn rgb(&self, luma: u8, chroma: [u8; 2]) -> [u8; 3] {
+        self.shade(luma, self.tint(chroma))
+    }
 }
 
 #[cfg(test)]
