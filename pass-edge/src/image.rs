@@ -141,6 +141,7 @@ impl<'a> Image<'a> {
     }
 
     /// Writes the pixels of a row from `column` on as red, green, blue: as many as `out` has room for.
+    #[inline(always)]
     pub(crate) fn row_into(&self, row: usize, column: usize, out: &mut [[u8; 3]]) {
         match self.source {
             Source::Frame { pixels, order } => {

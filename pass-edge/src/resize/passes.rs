@@ -80,7 +80,7 @@ impl Job for Passes<'_> {
                     window.weights_into(row_weights);
                     sums.fill(HALF);
                     for (row, weight) in row_weights.iter().take(window.count).enumerate() {
-                        image.row_into(window.first + row, span_first, line);
+                        kernel.vectorize(Row { image, at: (window.first + row, span_first), line });
                         kernel.vectorize(Add { line: line.as_flattened(), weight: *weight, sums });
                     }
                     kernel.vectorize(Round { sums, out: line.as_flattened_mut() });
@@ -99,7 +99,7 @@ impl Job for Passes<'_> {
             next = next.max(window.first / ROWS * ROWS);
             while next < window.first + window.count {
                 for row in 0..ROWS.min(rows.from() - next) {
-                    image.row_into(next + row, span_first, line);
+                    kernel.vectorize(Row { image, at: (next + row, span_first), line });
                     lay_out(line, row, group);
                 }
                 if let Some(out) = kept.chunks_exact_mut(ROWS * length).nth(next % kept_rows / ROWS) {
@@ -138,6 +138,22 @@ fn lay_out(line: &[[u8; 3]], row: usize, group: &mut [[u8; COLUMN]]) {
 #[inline(always)]
 fn to_byte(sum: i32) -> u8 {
     (sum >> FRACTION_BITS).clamp(0, 255) as u8
+}
+
+/// A row of the source from a column on.
+struct Row<'a> {
+    image: &'a Image<'a>,
+    at: (usize, usize),
+    line: &'a mut [[u8; 3]],
+}
+
+impl Work for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.image.row_into(self.at.0, self.at.1, self.line);
+    }
 }
 
 /// `sums[x] += weight · line[x]`.
