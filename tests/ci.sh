@@ -74,6 +74,26 @@ check_arm() { # core and edge on emulated aarch64: without dotprod, with it, wit
   done
 }
 
+check_deb() { # the arm64 package of pass-edge: built, looked into, its program run in an emulator
+  command -v cargo-deb >/dev/null || cargo install cargo-deb --locked
+  cross "rust src gcc qemu-user qemu-system"
+  local target=aarch64-unknown-linux-gnu place=target/cross/aarch64-unknown-linux-gnu
+  cargo build --release --locked -p pass-edge --features program --target $target
+  cargo deb -p pass-edge --target $target --no-build --no-strip --output $place/debian/
+  local package; package=$(ls -t $place/debian/*_arm64.deb | head -1)
+  dpkg-deb --info "$package" | grep -x ' Architecture: arm64'
+  for path in usr/bin/pass-edge usr/lib/pass-edge/stream usr/lib/systemd/system/pass-edge@.service etc/pass-edge/example.conf; do
+    dpkg-deb --contents "$package" | grep -F "./$path"
+  done
+  local root; root=$(mktemp -d)
+  dpkg-deb -x "$package" "$root"
+  # the program of the package on a model of the tests
+  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64" \
+    cargo test --release --locked -p pass-edge --features program --target $target --test program -- verify
+  "$CROSS/bin/qemu-aarch64" "$root/usr/bin/pass-edge" --version
+  rm -r "$root"
+}
+
 check_fuzz() { # 30 seconds a target, from the kept corpus; needs a nightly toolchain and cargo-fuzz
   command -v cargo-fuzz >/dev/null || cargo install cargo-fuzz --locked
   for target in $(cd pass-core && cargo +nightly fuzz list); do
