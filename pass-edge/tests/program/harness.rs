@@ -40,9 +40,17 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// `pass-edge ARGUMENTS`, started in the folder.
+    /// `pass-edge ARGUMENTS`, started in the folder; by the emulator that `PASS_EDGE_RUNNER` names, if any.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pass-edge"));
+        let program = env!("CARGO_BIN_EXE_pass-edge");
+        let mut command = match std::env::var_os("PASS_EDGE_RUNNER") {
+            None => Command::new(program),
+            Some(runner) => {
+                let mut command = Command::new(runner);
+                command.arg(program);
+                command
+            }
+        };
         command.args(arguments).current_dir(self.folder.path()).stdin(Stdio::null());
         command
     }
