@@ -4,6 +4,7 @@ mod yuv;
 
 use crate::error::{Error, Result};
 use crate::format::generated_pixel;
+use crate::rows::rows_of_mut;
 
 pub use yuv::YuvColor;
 
@@ -116,7 +117,7 @@ impl<'a> Image<'a> {
     /// Writes the `side × side` pixels from `(row, column)` on, minus 128: one plane a channel, red first.
     pub(crate) fn patch_into(&self, (row, column): (usize, usize), side: usize, out: &mut [i8]) {
         if let Source::Frame { pixels, order } = self.source {
-            for (line, out) in out.chunks_exact_mut(side).take(3 * side).enumerate() {
+            for (line, out) in rows_of_mut(out, side).take(3 * side).enumerate() {
                 let (channel, y) = (line / side, row + line % side);
                 let bytes = pixels.at(y, column * order.bytes() + order.places()[channel.min(2)]);
                 let pixels = bytes.iter().step_by(order.bytes());
@@ -128,8 +129,7 @@ impl<'a> Image<'a> {
         }
         let (red, rest) = out.split_at_mut((side * side).min(out.len()));
         let (green, blue) = rest.split_at_mut((side * side).min(rest.len()));
-        let lines =
-            red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+        let lines = rows_of_mut(red, side).zip(rows_of_mut(green, side)).zip(rows_of_mut(blue, side));
         let mut line = [[0; 3]; MOST_PATCH_SIZE];
         let line = line.get_mut(..side).unwrap_or_default();
         for (y, ((red, green), blue)) in lines.enumerate() {

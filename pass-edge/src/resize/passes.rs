@@ -7,6 +7,7 @@ use super::ResizeLen;
 use super::axis::{Axis, FRACTION_BITS};
 use crate::image::Image;
 use crate::kernels::{Arithmetic, Job, Work};
+use crate::rows::{rows_of, rows_of_mut};
 
 /// Rows of a group.
 const ROWS: usize = 8;
@@ -60,7 +61,7 @@ impl Job for Passes<'_> {
         let (row_weights, sums) = split(words, rows.taps());
         let bounds = bounds.as_chunks_mut::<2>().0;
         for (index, (bounds, weights)) in
-            bounds.iter_mut().zip(weights.chunks_exact_mut(columns.taps())).enumerate()
+            bounds.iter_mut().zip(rows_of_mut(weights, columns.taps())).enumerate()
         {
             let window = columns.window(index);
             window.weights_into(weights);
@@ -74,8 +75,8 @@ impl Job for Passes<'_> {
         let group = group.as_chunks_mut::<COLUMN>().0;
 
         if vertical_first(rows, columns) {
-            for (index, out) in out.chunks_mut(ROWS * length).enumerate() {
-                for row in 0..out.len() / length {
+            for (index, out) in rows_of_mut(out, ROWS * length).enumerate() {
+                for row in 0..rows_of(out, length).count() {
                     let window = rows.window(index * ROWS + row);
                     window.weights_into(row_weights);
                     sums.fill(HALF);
@@ -93,7 +94,7 @@ impl Job for Passes<'_> {
 
         let kept_rows = kept_rows(rows);
         let mut next = 0;
-        for (index, out) in out.chunks_exact_mut(length).enumerate() {
+        for (index, out) in rows_of_mut(out, length).enumerate() {
             let window = rows.window(index);
             window.weights_into(row_weights);
             next = next.max(window.first / ROWS * ROWS);
@@ -102,14 +103,16 @@ impl Job for Passes<'_> {
                     kernel.vectorize(Row { image, at: (next + row, span_first), line });
                     lay_out(line, row, group);
                 }
-                if let Some(out) = kept.chunks_exact_mut(ROWS * length).nth(next % kept_rows / ROWS) {
+                let at = place(next, kept_rows) * length;
+                if let Some(out) = kept.get_mut(at..at + ROWS * length) {
                     kernel.vectorize(Weigh { horizontal, group, out, length });
                 }
                 next += ROWS;
             }
             sums.fill(HALF);
             for (row, weight) in row_weights.iter().take(window.count).enumerate() {
-                if let Some(line) = kept.chunks_exact(length).nth((window.first + row) % kept_rows) {
+                let at = place(window.first + row, kept_rows) * length;
+                if let Some(line) = kept.get(at..at + length) {
                     kernel.vectorize(Add { line, weight: *weight, sums });
                 }
             }
@@ -121,6 +124,11 @@ impl Job for Passes<'_> {
 /// The first `length` elements and the others.
 fn split<T>(slice: &mut [T], length: usize) -> (&mut [T], &mut [T]) {
     slice.split_at_mut(length.min(slice.len()))
+}
+
+/// Where a row of the horizontal pass is kept: in a ring.
+fn place(row: usize, kept_rows: usize) -> usize {
+    row.checked_rem(kept_rows).unwrap_or(0)
 }
 
 /// Row `row` of a group, column by column.
@@ -213,7 +221,7 @@ impl Work for Weigh<'_> {
     #[inline(always)]
     fn run(self) {
         let Horizontal { bounds, weights, taps } = self.horizontal;
-        for (x, ([first, count], weights)) in bounds.iter().zip(weights.chunks_exact(taps)).enumerate() {
+        for (x, ([first, count], weights)) in bounds.iter().zip(rows_of(weights, taps)).enumerate() {
             let columns = self.group.get(*first as usize..).unwrap_or_default();
             let mut sums = [HALF; COLUMN];
             for (column, weight) in columns.iter().zip(weights).take(*count as usize) {
@@ -223,7 +231,7 @@ impl Work for Weigh<'_> {
             }
             let [red, green, blue] = sums.as_chunks::<ROWS>().0 else { continue };
             let pixels = red.iter().zip(green).zip(blue);
-            for (row, ((red, green), blue)) in self.out.chunks_exact_mut(self.length).zip(pixels) {
+            for (row, ((red, green), blue)) in rows_of_mut(self.out, self.length).zip(pixels) {
                 if let Some(pixel) = row.get_mut(3 * x..3 * x + 3) {
                     pixel.copy_from_slice(&[to_byte(*red), to_byte(*green), to_byte(*blue)]);
                 }
