@@ -22,6 +22,7 @@ check_clippy() { # lints, warnings denied
   cargo clippy -p pass-core --all-targets --all-features --locked -- -D warnings
   cargo clippy -p pass-edge --all-targets --locked -- -D warnings
   cargo clippy -p pass-edge --all-targets --features std --locked -- -D warnings
+  cargo clippy -p pass-edge --all-targets --features program --locked -- -D warnings
 }
 
 check_test() { # the README's test command, then core with its optional paths
