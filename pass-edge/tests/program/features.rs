@@ -13,7 +13,7 @@ use pass_edge::scratch::ScratchBuffer;
 use pass_edge::scratch_len;
 use serde_json::Value;
 
-use crate::harness::{Place, TINY, expect_code, fixture, model, stderr, stdout};
+use crate::harness::{Place, TINY, expect_code, fixture, model, program, stderr, stdout};
 use crate::random_vit::photo;
 
 /// Patches of `TINY`, and their width.
@@ -299,12 +299,12 @@ fn a_stopped_stream_is_a_complete_file() {
 fn the_service_pipes_its_source_into_the_program() {
     let place = Place::new();
     fs::write(place.path("frames.rgb"), frames(2).concat()).expect("written");
-    let program = std::path::Path::new(env!("CARGO_BIN_EXE_pass-edge")).parent().expect("a folder");
+    let folder = program().parent().expect("a folder").to_owned();
     let path = std::env::var("PATH").unwrap_or_default();
     let start = |source: &str| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/stream");
         let mut command = std::process::Command::new(script);
-        command.env("PATH", format!("{}:{path}", program.display())).current_dir(place.path(""));
+        command.env("PATH", format!("{}:{path}", folder.display())).current_dir(place.path(""));
         command.env("PASS_EDGE_MODEL", "tiny.pass").env("PASS_EDGE_SOURCE", source);
         command.env("PASS_EDGE_OPTIONS", "--tokens mean --format rgb").output().expect("the script starts")
     };
