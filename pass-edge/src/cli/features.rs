@@ -69,7 +69,8 @@ const EXAMPLES: &str = "\
 Examples:
   pass-edge features model.pass PHOTOS --out features.npy
   pass-edge features model.pass cat.jpg --tokens mean
-  ffmpeg -i film.mp4 -f rawvideo -pix_fmt rgb24 -s 224x224 - | pass-edge features model.pass - --out film.npy
+  ffmpeg -i film.mp4 -f rawvideo -pix_fmt rgb24 -s 224x224 - \\
+      | pass-edge features model.pass - --out film.npy
   gst-launch-1.0 -q nvarguscamerasrc ! nvvidconv ! video/x-raw,format=NV12,width=640,height=480 \\
       ! queue leaky=downstream max-size-buffers=1 ! fdsink \\
       | pass-edge features model.pass - --size 640x480 --format nv12 --fps --tokens mean
