@@ -4,8 +4,12 @@ mod yuv;
 
 use crate::error::{Error, Result};
 use crate::format::generated_pixel;
+use crate::rows::rows_of_mut;
 
 pub use yuv::YuvColor;
+
+/// Longest side of a patch that an architecture may have.
+const MOST_PATCH_SIZE: usize = 64;
 
 /// How the bytes of a pixel are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +117,7 @@ impl<'a> Image<'a> {
     /// Writes the `side × side` pixels from `(row, column)` on, minus 128: one plane a channel, red first.
     pub(crate) fn patch_into(&self, (row, column): (usize, usize), side: usize, out: &mut [i8]) {
         if let Source::Frame { pixels, order } = self.source {
-            for (line, out) in out.chunks_exact_mut(side).take(3 * side).enumerate() {
+            for (line, out) in rows_of_mut(out, side).take(3 * side).enumerate() {
                 let (channel, y) = (line / side, row + line % side);
                 let bytes = pixels.at(y, column * order.bytes() + order.places()[channel.min(2)]);
                 let pixels = bytes.iter().step_by(order.bytes());
@@ -125,57 +129,43 @@ impl<'a> Image<'a> {
         }
         let (red, rest) = out.split_at_mut((side * side).min(out.len()));
         let (green, blue) = rest.split_at_mut((side * side).min(rest.len()));
-        let lines =
-            red.chunks_exact_mut(side).zip(green.chunks_exact_mut(side)).zip(blue.chunks_exact_mut(side));
+        let lines = rows_of_mut(red, side).zip(rows_of_mut(green, side)).zip(rows_of_mut(blue, side));
+        let mut line = [[0; 3]; MOST_PATCH_SIZE];
+        let line = line.get_mut(..side).unwrap_or_default();
         for (y, ((red, green), blue)) in lines.enumerate() {
-            let places = red.iter_mut().zip(green).zip(blue);
-            self.for_pixels(row + y, column, places, |((red, green), blue), [r, g, b]| {
-                (*red, *green, *blue) = (centered(r), centered(g), centered(b));
-            });
+            self.row_into(row + y, column, line);
+            for (((red, green), blue), pixel) in red.iter_mut().zip(green).zip(blue).zip(&*line) {
+                [*red, *green, *blue] = pixel.map(centered);
+            }
         }
     }
 
     /// Writes the pixels of a row from `column` on as red, green, blue: as many as `out` has room for.
+    #[inline(always)]
     pub(crate) fn row_into(&self, row: usize, column: usize, out: &mut [[u8; 3]]) {
         match self.source {
-            Source::Frame { pixels, order: PixelOrder::Rgb } => {
-                let pixels = pixels.at(row, 3 * column).as_chunks::<3>().0;
-                for (out, pixel) in out.iter_mut().zip(pixels) {
-                    *out = *pixel;
-                }
-            }
-            _ => self.for_pixels(row, column, out.iter_mut(), |out, pixel| *out = pixel),
-        }
-    }
-
-    /// `store(place, [red, green, blue])` for the pixels of a row from `column` on.
-    #[inline(always)]
-    fn for_pixels<P>(
-        &self,
-        row: usize,
-        column: usize,
-        places: impl Iterator<Item = P>,
-        store: impl Fn(P, [u8; 3]),
-    ) {
-        match self.source {
             Source::Frame { pixels, order } => {
-                let pixels = pixels.at(row, column * order.bytes()).chunks_exact(order.bytes());
-                for (place, pixel) in places.zip(pixels) {
-                    store(place, order.places().map(|at| pixel.get(at).copied().unwrap_or_default()));
+                let bytes = pixels.at(row, column * order.bytes());
+                match order {
+                    PixelOrder::Rgb => {
+                        let pixels = bytes.as_chunks::<3>().0;
+                        out.iter_mut().zip(pixels).for_each(|(out, pixel)| *out = *pixel);
+                    }
+                    PixelOrder::Bgr => {
+                        let pixels = bytes.as_chunks::<3>().0;
+                        out.iter_mut().zip(pixels).for_each(|(out, [b, g, r])| *out = [*r, *g, *b]);
+                    }
+                    PixelOrder::Gray => out.iter_mut().zip(bytes).for_each(|(out, gray)| *out = [*gray; 3]),
                 }
             }
             Source::Nv12 { luma, chroma, color } => {
-                let matrix = color.matrix();
-                let pairs = chroma.at(row / 2, column & !1).as_chunks::<2>().0;
-                let pairs = pairs.iter().flat_map(|pair| [pair; 2]).skip(column & 1);
-                for ((place, luma), chroma) in places.zip(luma.at(row, column)).zip(pairs) {
-                    store(place, matrix.rgb(*luma, *chroma));
-                }
+                let chroma = chroma.at(row / 2, column & !1);
+                color.matrix().row_into(luma.at(row, column), chroma, column & 1 == 1, out);
             }
             Source::Generated { seed } => {
                 let first = 3 * (row * self.size.1 + column) as u64;
-                for (place, at) in places.zip((first..).step_by(3)) {
-                    store(place, [at, at + 1, at + 2].map(|index| generated_pixel(seed, index)));
+                for (out, at) in out.iter_mut().zip((first..).step_by(3)) {
+                    *out = [at, at + 1, at + 2].map(|index| generated_pixel(seed, index));
                 }
             }
         }

@@ -24,7 +24,7 @@ impl Draft {
         let mut name = std::ffi::OsString::from(".tmp-");
         name.push(path.file_name().unwrap_or_default());
         let temporary = path.with_file_name(name);
-        let writer = BufWriter::with_capacity(1 << 16, File::create(&temporary)?);
+        let writer = BufWriter::with_capacity(1 << 14, File::create(&temporary)?);
         Ok(Self { path, temporary, writer })
     }
 

@@ -54,9 +54,7 @@ impl Error {
     pub(super) fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Usage { hint, .. } => hint,
-            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-                "check the path; `.pass` files are written by `pass-host quantize`"
-            }
+            Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => "check the path",
             Self::Model { source, .. } => match source {
                 pass_edge::Error::NotAModel => "`.pass` files are written by `pass-host quantize`",
                 pass_edge::Error::UnknownVersion { .. } => {

@@ -67,7 +67,8 @@ const EXAMPLES: &str = "\
 Examples:
   pass-edge features model.pass PHOTOS --out features.npy
   pass-edge features model.pass cat.jpg --tokens mean
-  ffmpeg -i film.mp4 -f rawvideo -pix_fmt rgb24 -s 224x224 - | pass-edge features model.pass - --out film.npy
+  ffmpeg -i film.mp4 -f rawvideo -pix_fmt rgb24 -s 224x224 - \\
+      | pass-edge features model.pass - --out film.npy
   gst-launch-1.0 -q nvarguscamerasrc ! nvvidconv ! video/x-raw,format=NV12,width=640,height=480 \\
       ! queue leaky=downstream max-size-buffers=1 ! fdsink \\
       | pass-edge features model.pass - --size 640x480 --format nv12 --fps --tokens mean
@@ -136,7 +137,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<u8, Error> {
     let source = if stream {
         Source::Frames(Frames::new(&args.frames, architecture.image_size(), args.max_megapixels)?)
     } else {
-        Source::Pictures(Pictures::find(&args.inputs, args.max_megapixels)?)
+        Source::Pictures(Pictures::find(args.inputs.clone(), args.max_megapixels)?)
     };
     let shape = args.tokens.shape(&architecture);
     let work = Work {

@@ -61,21 +61,18 @@ impl Meter {
 }
 
 /// Durations in bins of equal ratio: bounded memory for any number of them.
+#[derive(Default)]
 struct Histogram {
+    /// Empty before the first.
     bins: Vec<u64>,
     count: u64,
     sum_ms: f64,
 }
 
-impl Default for Histogram {
-    fn default() -> Self {
-        Self { bins: vec![0; BINS], count: 0, sum_ms: 0.0 }
-    }
-}
-
 impl Histogram {
     fn add(&mut self, ms: f64) {
         let bin = (ms / LEAST_MS).max(1.0).ln() / BIN.ln();
+        self.bins.resize(BINS, 0);
         self.bins[(bin as usize).min(BINS - 1)] += 1;
         self.count += 1;
         self.sum_ms += ms;

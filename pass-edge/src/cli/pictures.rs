@@ -37,11 +37,11 @@ pub(super) struct Pictures {
 
 impl Pictures {
     /// Checks that the inputs are there.
-    pub(super) fn find(inputs: &[PathBuf], max_megapixels: f64) -> Result<Self, Error> {
-        for path in inputs {
+    pub(super) fn find(inputs: Vec<PathBuf>, max_megapixels: f64) -> Result<Self, Error> {
+        for path in &inputs {
             fs::metadata(path).map_err(|source| Error::Read { path: path.clone(), source })?;
         }
-        let paths = inputs.to_vec().into_iter().flat_map(|input| paths(&input));
+        let paths = inputs.into_iter().flat_map(|input| paths(&input));
         Ok(Self { paths: Box::new(paths), max_megapixels })
     }
 }

@@ -28,6 +28,8 @@ impl YuvColor {
 
 /// Fraction bits of a coefficient.
 const FRACTION_BITS: u32 = 16;
+/// Pixels converted together.
+const BLOCK: usize = 32;
 
 /// Coefficients in fixed point; the results are those of real numbers rounded to bytes, or one off.
 #[derive(Clone, Copy, Debug)]
@@ -55,19 +57,74 @@ impl Matrix {
         }
     }
 
-    /// Red, green, blue.
+    /// A row of pixels: a pair of chroma for every two; with `odd` the first pixel is the second of its pair.
     #[inline(always)]
-    pub(crate) fn rgb(&self, luma: u8, [cb, cr]: [u8; 2]) -> [u8; 3] {
-        let luma = (i32::from(luma) - self.black) * self.luma + (1 << (FRACTION_BITS - 1));
-        let (cb, cr) = (i32::from(cb) - 128, i32::from(cr) - 128);
-        [luma + self.red_cr * cr, luma - self.green_cb * cb - self.green_cr * cr, luma + self.blue_cb * cb]
-            .map(|value| (value >> FRACTION_BITS).clamp(0, 255) as u8)
+    pub(crate) fn row_into(&self, luma: &[u8], chroma: &[u8], odd: bool, out: &mut [[u8; 3]]) {
+        let pairs = chroma.as_chunks::<2>().0;
+        let first = usize::from(odd).min(out.len());
+        let (start, out) = out.split_at_mut(first);
+        self.padded_block(luma, pairs, odd, start);
+        let luma = luma.get(first..).unwrap_or_default();
+        let pairs = pairs.get(first..).unwrap_or_default();
+
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let lumas = luma.as_chunks::<BLOCK>().0;
+        for ((out, luma), pairs) in blocks.iter_mut().zip(lumas).zip(pairs.as_chunks::<{ BLOCK / 2 }>().0) {
+            self.block(luma, pairs, out);
+        }
+        let done = blocks.len() * BLOCK;
+        let luma = luma.get(done..).unwrap_or_default();
+        self.padded_block(luma, pairs.get(done / 2..).unwrap_or_default(), false, rest);
+    }
+
+    /// Up to a block of pixels; with `odd` they begin in the middle of a pair.
+    #[inline(always)]
+    fn padded_block(&self, luma: &[u8], pairs: &[[u8; 2]], odd: bool, out: &mut [[u8; 3]]) {
+        let (mut full_luma, mut full_pairs) = ([0; BLOCK], [[0; 2]; BLOCK / 2]);
+        let mut full_out = [[0; 3]; BLOCK];
+        let skipped = usize::from(odd);
+        full_luma.iter_mut().skip(skipped).zip(luma).for_each(|(to, from)| *to = *from);
+        full_pairs.iter_mut().zip(pairs).for_each(|(to, from)| *to = *from);
+        self.block(&full_luma, &full_pairs, &mut full_out);
+        out.iter_mut().zip(full_out.iter().skip(skipped)).for_each(|(to, from)| *to = *from);
+    }
+
+    /// A block of pixels, in loops over whole arrays: vector code.
+    #[inline(always)]
+    fn block(&self, luma: &[u8; BLOCK], pairs: &[[u8; 2]; BLOCK / 2], out: &mut [[u8; 3]; BLOCK]) {
+        let (mut cb, mut cr) = ([0; BLOCK], [0; BLOCK]);
+        for (at, pair) in pairs.iter().enumerate() {
+            for at in [2 * at, 2 * at + 1] {
+                (cb[at], cr[at]) = (i32::from(pair[0]) - 128, i32::from(pair[1]) - 128);
+            }
+        }
+        let byte = |sum: i32| (sum >> FRACTION_BITS).clamp(0, 255) as u8;
+        let (mut red, mut green, mut blue) = ([0; BLOCK], [0; BLOCK], [0; BLOCK]);
+        for at in 0..BLOCK {
+            let luma = (i32::from(luma[at]) - self.black) * self.luma + (1 << (FRACTION_BITS - 1));
+            red[at] = byte(luma + self.red_cr * cr[at]);
+            green[at] = byte(luma - self.green_cb * cb[at] - self.green_cr * cr[at]);
+            blue[at] = byte(luma + self.blue_cb * cb[at]);
+        }
+        for at in 0..BLOCK {
+            out[at] = [red[at], green[at], blue[at]];
+        }
     }
 }
 
 /// A positive number in fixed point, rounded.
 const fn fixed(value: f64) -> i32 {
     (value * (1 << FRACTION_BITS) as f64 + 0.5) as i32
+}
+
+#[cfg(test)]
+impl Matrix {
+    /// One pixel.
+    pub(crate) fn rgb(&self, luma: u8, chroma: [u8; 2]) -> [u8; 3] {
+        let mut out = [[0; 3]];
+        self.row_into(&[luma], &chroma, false, &mut out);
+        out[0]
+    }
 }
 
 #[cfg(test)]
@@ -128,6 +185,24 @@ mod tests {
                             assert!((f64::from(found) - exact).abs() < 0.51, "{color:?} {luma} {cb} {cr}");
                         }
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_every_length_are_their_pixels() {
+        let matrix = YuvColor::Bt709.matrix();
+        let bytes: [u8; 200] = core::array::from_fn(|at| crate::format::generated_pixel(1, at as u64));
+        let (luma, chroma) = bytes.split_at(90);
+        for odd in [false, true] {
+            for length in 0..80 {
+                let mut out = [[7; 3]; 81];
+                matrix.row_into(luma, chroma, odd, &mut out[..length]);
+                for (at, found) in out.iter().enumerate() {
+                    let pair = (at + usize::from(odd)) / 2;
+                    let expected = matrix.rgb(luma[at], [chroma[2 * pair], chroma[2 * pair + 1]]);
+                    assert_eq!(*found, if at < length { expected } else { [7; 3] }, "{length} {at} {odd}");
                 }
             }
         }

@@ -56,7 +56,9 @@ impl Axis {
     /// Most pixels of a window.
     pub(super) const fn taps(&self) -> usize {
         let support = self.filter.support();
-        let reach = if self.from > self.to { (support * self.from).div_ceil(self.to) } else { support };
+        // no side is 0; saying so leaves no division to fail
+        let to = if self.to == 0 { 1 } else { self.to };
+        let reach = if self.from > to { (support * self.from).div_ceil(to) } else { support };
         let taps = 2 * reach + 1;
         if taps < self.from { taps } else { self.from }
     }

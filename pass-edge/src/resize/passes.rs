@@ -7,6 +7,7 @@ use super::ResizeLen;
 use super::axis::{Axis, FRACTION_BITS};
 use crate::image::Image;
 use crate::kernels::{Arithmetic, Job, Work};
+use crate::rows::{rows_of, rows_of_mut};
 
 /// Rows of a group.
 const ROWS: usize = 8;
@@ -60,7 +61,7 @@ impl Job for Passes<'_> {
         let (row_weights, sums) = split(words, rows.taps());
         let bounds = bounds.as_chunks_mut::<2>().0;
         for (index, (bounds, weights)) in
-            bounds.iter_mut().zip(weights.chunks_exact_mut(columns.taps())).enumerate()
+            bounds.iter_mut().zip(rows_of_mut(weights, columns.taps())).enumerate()
         {
             let window = columns.window(index);
             window.weights_into(weights);
@@ -74,13 +75,13 @@ impl Job for Passes<'_> {
         let group = group.as_chunks_mut::<COLUMN>().0;
 
         if vertical_first(rows, columns) {
-            for (index, out) in out.chunks_mut(ROWS * length).enumerate() {
-                for row in 0..out.len() / length {
+            for (index, out) in rows_of_mut(out, ROWS * length).enumerate() {
+                for row in 0..rows_of(out, length).count() {
                     let window = rows.window(index * ROWS + row);
                     window.weights_into(row_weights);
                     sums.fill(HALF);
                     for (row, weight) in row_weights.iter().take(window.count).enumerate() {
-                        image.row_into(window.first + row, span_first, line);
+                        kernel.vectorize(Row { image, at: (window.first + row, span_first), line });
                         kernel.vectorize(Add { line: line.as_flattened(), weight: *weight, sums });
                     }
                     kernel.vectorize(Round { sums, out: line.as_flattened_mut() });
@@ -93,23 +94,25 @@ impl Job for Passes<'_> {
 
         let kept_rows = kept_rows(rows);
         let mut next = 0;
-        for (index, out) in out.chunks_exact_mut(length).enumerate() {
+        for (index, out) in rows_of_mut(out, length).enumerate() {
             let window = rows.window(index);
             window.weights_into(row_weights);
             next = next.max(window.first / ROWS * ROWS);
             while next < window.first + window.count {
                 for row in 0..ROWS.min(rows.from() - next) {
-                    image.row_into(next + row, span_first, line);
+                    kernel.vectorize(Row { image, at: (next + row, span_first), line });
                     lay_out(line, row, group);
                 }
-                if let Some(out) = kept.chunks_exact_mut(ROWS * length).nth(next % kept_rows / ROWS) {
+                let at = place(next, kept_rows) * length;
+                if let Some(out) = kept.get_mut(at..at + ROWS * length) {
                     kernel.vectorize(Weigh { horizontal, group, out, length });
                 }
                 next += ROWS;
             }
             sums.fill(HALF);
             for (row, weight) in row_weights.iter().take(window.count).enumerate() {
-                if let Some(line) = kept.chunks_exact(length).nth((window.first + row) % kept_rows) {
+                let at = place(window.first + row, kept_rows) * length;
+                if let Some(line) = kept.get(at..at + length) {
                     kernel.vectorize(Add { line, weight: *weight, sums });
                 }
             }
@@ -121,6 +124,11 @@ impl Job for Passes<'_> {
 /// The first `length` elements and the others.
 fn split<T>(slice: &mut [T], length: usize) -> (&mut [T], &mut [T]) {
     slice.split_at_mut(length.min(slice.len()))
+}
+
+/// Where a row of the horizontal pass is kept: in a ring.
+fn place(row: usize, kept_rows: usize) -> usize {
+    row.checked_rem(kept_rows).unwrap_or(0)
 }
 
 /// Row `row` of a group, column by column.
@@ -138,6 +146,22 @@ fn lay_out(line: &[[u8; 3]], row: usize, group: &mut [[u8; COLUMN]]) {
 #[inline(always)]
 fn to_byte(sum: i32) -> u8 {
     (sum >> FRACTION_BITS).clamp(0, 255) as u8
+}
+
+/// A row of the source from a column on.
+struct Row<'a> {
+    image: &'a Image<'a>,
+    at: (usize, usize),
+    line: &'a mut [[u8; 3]],
+}
+
+impl Work for Row<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.image.row_into(self.at.0, self.at.1, self.line);
+    }
 }
 
 /// `sums[x] += weight · line[x]`.
@@ -197,7 +221,7 @@ impl Work for Weigh<'_> {
     #[inline(always)]
     fn run(self) {
         let Horizontal { bounds, weights, taps } = self.horizontal;
-        for (x, ([first, count], weights)) in bounds.iter().zip(weights.chunks_exact(taps)).enumerate() {
+        for (x, ([first, count], weights)) in bounds.iter().zip(rows_of(weights, taps)).enumerate() {
             let columns = self.group.get(*first as usize..).unwrap_or_default();
             let mut sums = [HALF; COLUMN];
             for (column, weight) in columns.iter().zip(weights).take(*count as usize) {
@@ -207,7 +231,7 @@ impl Work for Weigh<'_> {
             }
             let [red, green, blue] = sums.as_chunks::<ROWS>().0 else { continue };
             let pixels = red.iter().zip(green).zip(blue);
-            for (row, ((red, green), blue)) in self.out.chunks_exact_mut(self.length).zip(pixels) {
+            for (row, ((red, green), blue)) in rows_of_mut(self.out, self.length).zip(pixels) {
                 if let Some(pixel) = row.get_mut(3 * x..3 * x + 3) {
                     pixel.copy_from_slice(&[to_byte(*red), to_byte(*green), to_byte(*blue)]);
                 }

@@ -137,6 +137,33 @@ fn bicubic_agrees_with_real_numbers_where_nothing_is_clamped() {
     }
 }
 
+/// Source and target `(height, width)`, and what Pillow 13.0.0 makes of the noise of seed 11: `xxh3_64` of
+/// `Image.fromarray(noise).resize((width, height), filter).tobytes()` for BILINEAR and BICUBIC.
+const PILLOW: [((usize, usize), (usize, usize), [u64; 2]); 9] = [
+    ((48, 64), (16, 16), [0x13cad61bfd88d35a, 0xd4a4376037193f98]),
+    ((90, 31), (14, 28), [0x5a2b0850f2dd43f1, 0xd9568f3c3e39e004]),
+    ((31, 90), (33, 7), [0xaefb21b9b94ee77e, 0xb4e0904366ff38b0]),
+    ((200, 20), (16, 16), [0xab7f848081f188a0, 0xefb0238a2a02a9e8]),
+    ((20, 200), (16, 16), [0x9ade58e02ee1b567, 0xc51770e2f0f863a3]),
+    ((5, 7), (16, 16), [0xe93f581d2eefdb4d, 0x15835f0bd93d9fe8]),
+    ((1, 1), (3, 2), [0x9186c1c414dc25be, 0x9186c1c414dc25be]),
+    ((240, 320), (56, 56), [0xd7585fe67ceb6d0d, 0x6ffa968a4299d579]),
+    ((17, 33), (17, 40), [0x7b93e45cd97f0417, 0x6add85b9549bc565]),
+];
+
+#[test]
+fn bytes_are_those_of_pillow() {
+    for (source, target, digests) in PILLOW {
+        let rgb = noise(11, 3 * source.0 * source.1);
+        let image = Image::new(&rgb, source, 3 * source.1, PixelOrder::Rgb).unwrap();
+        for (filter, digest) in [Filter::Bilinear, Filter::Bicubic].into_iter().zip(digests) {
+            let plan = Resize::new(source, target, Fit::Stretch, filter).unwrap();
+            let found = xxhash_rust::xxh3::xxh3_64(&resize(&plan, &image, Kernel::best()));
+            assert_eq!(found, digest, "{source:?} to {target:?}, {filter:?}");
+        }
+    }
+}
+
 #[test]
 fn the_same_size_gives_the_same_pixels() {
     let rgb = noise(5, 3 * 24 * 40);

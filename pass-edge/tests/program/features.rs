@@ -13,7 +13,7 @@ use pass_edge::scratch::ScratchBuffer;
 use pass_edge::scratch_len;
 use serde_json::Value;
 
-use crate::harness::{Place, TINY, expect_code, fixture, model, stderr, stdout};
+use crate::harness::{Place, TINY, expect_code, fixture, model, program, stderr, stdout};
 use crate::random_vit::photo;
 
 /// Patches of `TINY`, and their width.
@@ -291,4 +291,47 @@ fn a_stopped_stream_is_a_complete_file() {
     assert!(shape[0] > 0, "{shape:?}");
     assert_eq!(values.len(), shape.iter().product::<usize>());
     assert_eq!(place.files(), ["f.npy", "tiny.pass"]);
+}
+
+/// The script that the systemd unit starts.
+#[cfg(unix)]
+#[test]
+fn the_service_pipes_its_source_into_the_program() {
+    let place = Place::new();
+    fs::write(place.path("frames.rgb"), frames(2).concat()).expect("written");
+    let folder = program().parent().expect("a folder").to_owned();
+    let path = std::env::var("PATH").unwrap_or_default();
+    let start = |source: &str| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/stream");
+        let mut command = std::process::Command::new(script);
+        command.env("PATH", format!("{}:{path}", folder.display())).current_dir(place.path(""));
+        command.env("PASS_EDGE_MODEL", "tiny.pass").env("PASS_EDGE_SOURCE", source);
+        command.env("PASS_EDGE_OPTIONS", "--tokens mean --format rgb").output().expect("the script starts")
+    };
+    let output = start("cat frames.rgb");
+    expect_code(&output, 0);
+    assert_eq!(json_lines(&output).len(), 2);
+    // a source that cannot start is a failure of the service
+    expect_code(&start("exit 3"), 1);
+}
+
+/// The frame that stays is the frame at work.
+#[cfg(target_os = "linux")]
+#[test]
+fn resident_memory_does_not_grow_with_the_stream() {
+    let place = Place::new();
+    let mut command = place.command(&["features", "tiny.pass", "-", "--out", "f.npy", "--threads", "2"]);
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = command.spawn().expect("the program starts");
+    let mut input = child.stdin.take().expect("a pipe");
+    // features of a frame are 512 bytes: 10 MB in all
+    input.write_all(&frames(1)[0].repeat(20_000)).expect("it reads");
+    let status = fs::read_to_string(format!("/proc/{}/status", child.id())).expect("a running process");
+    drop(input);
+    assert_eq!(child.wait().expect("an end").code(), Some(0));
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("known on Linux");
+    let peak: usize = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    let most = model().len() / 1024 + 6 * 1024;
+    assert!(peak <= most, "{peak} KiB resident, {most} allowed");
+    assert_eq!(npy(&fs::read(place.path("f.npy")).expect("written")).0, [20_000, PATCHES, DIM]);
 }

@@ -6,25 +6,35 @@ use super::Picture;
 
 /// Applies the orientation.
 pub(super) fn upright(picture: Picture, orientation: Orientation) -> Picture {
+    if orientation == Orientation::NoTransforms {
+        return picture;
+    }
     let (width, height) = (picture.width, picture.height);
     let (right, bottom) = (width.saturating_sub(1), height.saturating_sub(1));
     // the stored pixel shown at (row, column) of the upright image
-    let (swaps, source): (bool, fn(usize, usize, usize, usize) -> (usize, usize)) = match orientation {
-        Orientation::NoTransforms => return picture,
-        Orientation::FlipHorizontal => (false, |row, column, right, _| (row, right - column)),
-        Orientation::Rotate180 => (false, |row, column, right, bottom| (bottom - row, right - column)),
-        Orientation::FlipVertical => (false, |row, column, _, bottom| (bottom - row, column)),
-        Orientation::Rotate90FlipH => (true, |row, column, _, _| (column, row)),
-        Orientation::Rotate90 => (true, |row, column, _, bottom| (bottom - column, row)),
-        Orientation::Rotate270FlipH => (true, |row, column, right, bottom| (bottom - column, right - row)),
-        Orientation::Rotate270 => (true, |row, column, right, _| (column, right - row)),
+    let source = |row: usize, column: usize| match orientation {
+        Orientation::NoTransforms => (row, column),
+        Orientation::FlipHorizontal => (row, right - column),
+        Orientation::Rotate180 => (bottom - row, right - column),
+        Orientation::FlipVertical => (bottom - row, column),
+        Orientation::Rotate90FlipH => (column, row),
+        Orientation::Rotate90 => (bottom - column, row),
+        Orientation::Rotate270FlipH => (bottom - column, right - row),
+        Orientation::Rotate270 => (column, right - row),
     };
+    let swaps = matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    );
     let pixels = picture.rgb.as_chunks::<3>().0;
     let (new_width, new_height) = if swaps { (height, width) } else { (width, height) };
     let mut rgb = Vec::with_capacity(picture.rgb.len());
     for row in 0..new_height {
         for column in 0..new_width {
-            let (row, column) = source(row, column, right, bottom);
+            let (row, column) = source(row, column);
             rgb.extend_from_slice(&pixels[row * width + column]);
         }
     }
