@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod export;
 mod features;
+mod import;
 mod output;
 mod run_folder;
 mod train;
@@ -37,6 +38,7 @@ enum Command {
     Train(Box<train::TrainArgs>),
     Features(features::FeaturesArgs),
     Export(export::ExportArgs),
+    Import(import::ImportArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -50,7 +52,9 @@ impl Cli {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
             Command::Doctor(args) => return args.threads,
-            Command::Export(_) | Command::Config(_) | Command::Completions(_) => return None,
+            Command::Export(_) | Command::Import(_) | Command::Config(_) | Command::Completions(_) => {
+                return None;
+            }
         };
         compute.threads
     }
@@ -87,6 +91,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Train(args) => train::run(*args),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
+        Command::Import(args) => import::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

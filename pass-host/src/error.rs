@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
+use crate::import::ImportError;
 use crate::metrics::MetricsError;
 use crate::train::TrainError;
 
@@ -41,6 +42,9 @@ pub enum Error {
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
+    /// Weights of others.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -63,6 +67,7 @@ impl Error {
             Self::Train(error) => error.hint(),
             Self::Features(error) => error.hint(),
             Self::Export(error) => error.hint(),
+            Self::Import(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

@@ -13,6 +13,7 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`import`] | weights of others |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -23,6 +24,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod features;
+pub mod import;
 pub mod metrics;
 pub mod model;
 pub mod objective;
