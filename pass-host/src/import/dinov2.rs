@@ -109,6 +109,9 @@ impl<'a> Walk<'a> {
         let name = self.name("embeddings.register_tokens");
         let Some(tensor) = self.graph.initializers().get(&name) else { return Ok(0) };
         let registers = tensor.shape()?.get(1).copied().unwrap_or_default();
+        if registers == 0 {
+            return Err(differs(&name, "registers", "1 or more", "none"));
+        }
         let shape = [1, registers, self.dim];
         let values = self.take(&name, &shape)?;
         self.give("reg_token", &shape, values);

@@ -467,6 +467,14 @@ fn names_used_twice_are_an_error() {
 }
 
 #[test]
+fn registers_of_no_number_are_an_error() {
+    let error = error_of(|model| {
+        model.weight("backbone.embeddings.register_tokens", &[1, 0, DIM]);
+    });
+    assert_eq!(error, "`backbone.embeddings.register_tokens`: registers: expected 1 or more, found none");
+}
+
+#[test]
 fn a_graph_in_a_circle_ends() {
     let error = error_of(|model| {
         let output = model.node("/positions/Resize").outputs[0].clone();
