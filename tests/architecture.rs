@@ -122,7 +122,9 @@ fn core_and_edge_know_no_tensors_clock_or_files() {
 fn edge_is_unsafe_in_its_kernels_alone() {
     for (path, text) in sources("pass-edge/src") {
         let kernel = path.parent().is_some_and(|folder| folder.ends_with("pass-edge/src/kernels"));
-        for word in ["unsafe {", "unsafe fn", "unsafe impl", "expect(unsafe", "allow(unsafe", "expect(\n    unsafe"] {
+        for word in
+            ["unsafe {", "unsafe fn", "unsafe impl", "expect(unsafe", "allow(unsafe", "expect(\n    unsafe"]
+        {
             assert!(kernel || !text.contains(word), "{}: `{word}`", path.display());
         }
     }

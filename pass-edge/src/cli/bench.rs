@@ -76,7 +76,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<u8, Error> {
     let (height, width) = model.architecture().image_size();
     let pixels: Vec<u8> = (0..3 * (height * width) as u64).map(|index| generated_pixel(0, index)).collect();
     let image = Image::new(&pixels, (height, width), 3 * width, PixelOrder::Rgb)?;
-    let mut engine = Engine::new(model, Kernel::Scalar, args.compute.threads());
+    let mut engine = Engine::new(model, Kernel::Scalar, args.compute.pool()?);
     let mut times = vec![Vec::with_capacity(args.rounds as usize); kernels.len()];
     for round in 0..=args.rounds {
         for (kernel, times) in kernels.iter().zip(&mut times) {

@@ -1,10 +1,12 @@
 //! How features are computed: the flags every computing command has, and a model with all it needs to run.
 
+use std::sync::Arc;
+
 use clap::Args;
 use pass_edge::image::Image;
 use pass_edge::kernels::Kernel;
 use pass_edge::model::Model;
-use pass_edge::parallel::{MOST_THREADS, ScopedThreads};
+use pass_edge::parallel::{MOST_THREADS, Pool, Threads};
 use pass_edge::scratch::{ScratchBuffer, ScratchLen};
 use pass_edge::{features_with_pool, self_test};
 
@@ -40,6 +42,11 @@ impl ComputeArgs {
         self.threads.unwrap_or_else(cores).min(MOST_THREADS)
     }
 
+    /// The same, started.
+    pub(super) fn pool(&self) -> Result<Arc<Threads>, Error> {
+        Ok(Arc::new(Threads::new(self.threads())?))
+    }
+
     /// The kernel asked for.
     pub(super) fn kernel(&self) -> Result<Kernel, Error> {
         if self.kernel == "auto" {
@@ -60,7 +67,7 @@ impl ComputeArgs {
 pub(super) struct Engine<'m> {
     model: Model<'m>,
     kernel: Kernel,
-    threads: ScopedThreads,
+    threads: Arc<Threads>,
     scratch_len: ScratchLen,
     scratch: ScratchBuffer,
     out: Vec<f32>,
@@ -68,12 +75,12 @@ pub(super) struct Engine<'m> {
 
 impl<'m> Engine<'m> {
     /// Takes the memory.
-    pub(super) fn new(model: Model<'m>, kernel: Kernel, threads: usize) -> Self {
-        let scratch_len = ScratchLen::with_threads(model.architecture(), threads);
+    pub(super) fn new(model: Model<'m>, kernel: Kernel, threads: Arc<Threads>) -> Self {
+        let scratch_len = ScratchLen::with_threads(model.architecture(), threads.threads());
         Self {
             model,
             kernel,
-            threads: ScopedThreads(threads),
+            threads,
             scratch_len,
             scratch: ScratchBuffer::new(scratch_len),
             out: vec![0.0; model.output_len()],
@@ -97,14 +104,16 @@ impl<'m> Engine<'m> {
 
     /// Features of an image of the model's size, `[N + P, D]`.
     pub(super) fn features(&mut self, image: &Image<'_>) -> pass_edge::Result<&[f32]> {
-        let scratch = &mut self.scratch.scratch();
-        features_with_pool(&self.model, image, self.kernel, &self.threads, scratch, &mut self.out)?;
-        Ok(&self.out)
+        let Self { model, kernel, threads, scratch, out, .. } = self;
+        threads
+            .install(|| features_with_pool(model, image, *kernel, &**threads, &mut scratch.scratch(), out))?;
+        Ok(out)
     }
 
     /// The model's self-test.
     pub(super) fn verify(&mut self) -> pass_edge::Result<()> {
-        let scratch = &mut self.scratch.scratch();
-        self_test::verify_with_pool(&self.model, self.kernel, &self.threads, scratch, &mut self.out)
+        let Self { model, kernel, threads, scratch, out, .. } = self;
+        threads
+            .install(|| self_test::verify_with_pool(model, *kernel, &**threads, &mut scratch.scratch(), out))
     }
 }

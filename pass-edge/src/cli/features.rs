@@ -142,7 +142,7 @@ pub(super) fn run(args: &FeaturesArgs) -> Result<u8, Error> {
     let shape = args.tokens.shape(&architecture);
     let work = Work {
         sink: Sink::create(destination, &shape, stream)?,
-        engine: Engine::new(model, kernel, args.compute.threads()),
+        engine: Engine::new(model, kernel, args.compute.pool()?),
         preparer: Preparer::new(architecture.image_size(), fit, kernel),
         tokens: args.tokens,
         mean: Vec::new(),

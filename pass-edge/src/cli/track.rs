@@ -5,6 +5,7 @@ mod overlay;
 mod sequence;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -14,7 +15,7 @@ use pass_edge::core::propagation::{
 use pass_edge::core::shape::{PatchGrid, Tokens};
 use pass_edge::format::Architecture;
 use pass_edge::kernels::Kernel;
-use pass_edge::parallel::ScopedThreads;
+use pass_edge::parallel::Threads;
 use pass_edge::resize::Fit;
 use pass_edge::tracking::{propagate, propagate_scratch_len};
 
@@ -121,13 +122,13 @@ pub(super) fn run(args: &TrackArgs) -> Result<u8, Error> {
     for folder in [Some(&args.out), args.overlay.as_ref()].into_iter().flatten() {
         std::fs::create_dir_all(folder).map_err(|source| Error::Write { path: folder.clone(), source })?;
     }
-    let threads = args.compute.threads();
+    let threads = args.compute.pool()?;
     let work = Work {
         args,
-        engine: Engine::new(model, kernel, threads),
+        engine: Engine::new(model, kernel, Arc::clone(&threads)),
         preparer: Preparer::new(architecture.image_size(), Fit::Stretch, kernel),
         kernel,
-        pool: ScopedThreads(threads),
+        pool: threads,
         shape,
         objects,
         mask,
@@ -195,7 +196,7 @@ struct Work<'a> {
     engine: Engine<'a>,
     preparer: Preparer,
     kernel: Kernel,
-    pool: ScopedThreads,
+    pool: Arc<Threads>,
     shape: ClipShape,
     objects: Objects,
     /// The mask of the frame at work.
@@ -211,7 +212,7 @@ impl Work<'_> {
         let first_labels = self.objects.labels()?;
         let mut features = vec![0.0; shape.features_len()];
         let mut labels = vec![0.0; shape.labels_len()];
-        let mut scratch = vec![0.0; propagate_scratch_len(&shape, &self.pool)];
+        let mut scratch = vec![0.0; propagate_scratch_len(&shape, &*self.pool)];
         let mut segment_scratch = vec![0.0; segment_scratch_len(shape.grid(), shape.classes())];
         let mut soft = vec![0.0; shape.frame_labels_len()];
 
@@ -239,7 +240,7 @@ impl Work<'_> {
             };
             clip.set_target(self.tokens(&picture)?).map_err(pass_edge::Error::from)?;
             let begun = Instant::now();
-            propagate(&clip, self.kernel, &self.pool, &mut scratch, &mut soft)?;
+            propagate(&clip, self.kernel, &*self.pool, &mut scratch, &mut soft)?;
             clip.keep_target(&soft).map_err(pass_edge::Error::from)?;
             self.segment(&soft, (picture.height, picture.width), &mut segment_scratch)?;
             self.spent.labels += begun.elapsed();

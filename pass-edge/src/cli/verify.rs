@@ -56,7 +56,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<u8, Error> {
         Report { model: args.model.clone(), expected: format!("{expected:016x}"), kernels: Vec::new() };
     let mut failure = None;
     for kernel in kernels {
-        let actual = match Engine::new(model, kernel, args.compute.threads()).verify() {
+        let actual = match Engine::new(model, kernel, args.compute.pool()?).verify() {
             Ok(()) => expected,
             Err(source @ pass_edge::Error::SelfTest { actual, .. }) => {
                 failure = failure.or(Some(Error::SelfTest {
