@@ -21,10 +21,10 @@ pub fn digest(features: &[f32]) -> u64 {
 
 /// Computes the features of the model's self-test image and compares their digest with the one in the file.
 ///
-/// - `out`: as for [`features`]; holds the features of the self-test afterwards.
+/// - `out`: as for [`crate::features`]; holds the features of the self-test afterwards.
 ///
 /// # Errors
-/// [`Error::SelfTest`] if the digest differs; otherwise those of [`features`].
+/// [`Error::SelfTest`] if the digest differs; otherwise those of [`crate::features`].
 pub fn verify(model: &Model<'_>, kernel: Kernel, scratch: &mut Scratch<'_>, out: &mut [f32]) -> Result<()> {
     verify_with_pool(model, kernel, &Serial, scratch, out)
 }

@@ -63,8 +63,8 @@ impl Error {
                 _ => "copy the file again and compare checksums; if that does not help, quantize it again",
             },
             Self::SelfTest { .. } => {
-                "this machine computes other features than the file promises: do not use them. \
-                 `pass-edge verify MODEL --all-kernels` tells whether one kernel is at fault; try `--kernel scalar`"
+                "do not use these features. `pass-edge verify MODEL --all-kernels` tells more: one kernel at fault, use \
+                 another; all alike, the file was written by a release with other arithmetic, quantize it again"
             }
             Self::Mask { source: MaskError::NotIndexed { .. }, .. } => {
                 "expected are masks as those of DAVIS: PNG with a palette, where the index of a color is the object; \
