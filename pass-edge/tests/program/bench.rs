@@ -41,6 +41,8 @@ fn resident_memory_is_the_model_file_and_six_mebibytes() {
     expect_code(&output, 0);
     let report: Value = serde_json::from_slice(&output.stdout).expect("one object");
     let resident = report["rss_bytes"].as_u64().expect("known on Linux");
-    let most = model.len() as u64 + (6 << 20);
+    // the promise is about release builds; one with checks in it has more code, whose pages count
+    let code = if cfg!(debug_assertions) { 1 << 20 } else { 0 };
+    let most = model.len() as u64 + (6 << 20) + code;
     assert!(resident <= most, "{resident} bytes resident, {most} allowed");
 }
