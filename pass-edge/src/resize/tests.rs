@@ -137,9 +137,12 @@ fn bicubic_agrees_with_real_numbers_where_nothing_is_clamped() {
     }
 }
 
-/// Source and target `(height, width)`, and what Pillow 13.0.0 makes of the noise of seed 11: `xxh3_64` of
+/// Height and width.
+type Size = (usize, usize);
+
+/// Source and target, and what Pillow 13.0.0 makes of the noise of seed 11: `xxh3_64` of
 /// `Image.fromarray(noise).resize((width, height), filter).tobytes()` for BILINEAR and BICUBIC.
-const PILLOW: [((usize, usize), (usize, usize), [u64; 2]); 9] = [
+const PILLOW: [(Size, Size, [u64; 2]); 9] = [
     ((48, 64), (16, 16), [0x13cad61bfd88d35a, 0xd4a4376037193f98]),
     ((90, 31), (14, 28), [0x5a2b0850f2dd43f1, 0xd9568f3c3e39e004]),
     ((31, 90), (33, 7), [0xaefb21b9b94ee77e, 0xb4e0904366ff38b0]),

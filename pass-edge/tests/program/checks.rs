@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use pass_edge::format::Mode;
 use pass_edge::kernels::Kernel;
 use pass_edge::model::Model;
 use serde_json::Value;
@@ -20,7 +21,11 @@ fn info_tells_what_the_file_says() {
     assert_eq!(info["block_cosines"].as_array().map(Vec::len), Some(2));
     assert_eq!(info["mode"], "exact");
     assert_eq!(info["file_bytes"], model().len());
-    fs::write(place.path("fast.pass"), FloatVit::random(TINY, 3).fast().quantized()).expect("written");
+    fs::write(
+        place.path("fast.pass"),
+        FloatVit { mode: Mode::Fast, ..FloatVit::random(TINY, 3) }.quantized(),
+    )
+    .expect("written");
     let text = stdout(&place.run(&["info", "fast.pass"]));
     assert!(text.contains("fast\n"), "{text}");
     assert!(text.contains("4 patches (2 × 2)"), "{text}");
