@@ -22,6 +22,7 @@ check_clippy() { # lints, warnings denied
   cargo clippy -p pass-core --all-targets --all-features --locked -- -D warnings
   cargo clippy -p pass-edge --all-targets --locked -- -D warnings
   cargo clippy -p pass-edge --all-targets --features std --locked -- -D warnings
+  cargo clippy -p pass-edge --all-targets --features program --locked -- -D warnings
 }
 
 check_test() { # the README's test command, then core with its optional paths
@@ -85,6 +86,24 @@ check_arm() { # core and edge on emulated aarch64: without dotprod, with it, wit
     QEMU_CPU=$cpu cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
     QEMU_CPU=$cpu cargo test --release -p pass-edge --features std --target aarch64-unknown-linux-gnu --lib --test device -- \
       --skip model_file --skip float_twin::features --skip float_twin::every_kernel
+  done
+}
+
+check_deb() { # the arm64 package of pass-edge: built, looked into, its program run in an emulator
+  command -v cargo-deb >/dev/null || cargo install cargo-deb --locked
+  cross "rust src gcc qemu-user qemu-system"
+  local target=aarch64-unknown-linux-gnu place=target/cross/aarch64-unknown-linux-gnu
+  cargo build --release --locked -p pass-edge --features program --target $target
+  cargo deb -p pass-edge --target $target --no-build --no-strip --output $place/debian/
+  local package; package=$(ls -t $place/debian/*_arm64.deb | head -1)
+  dpkg-deb --info "$package" | grep -x ' Architecture: arm64'
+  for path in usr/bin/pass-edge usr/lib/pass-edge/stream usr/lib/systemd/system/pass-edge@.service etc/pass-edge/example.conf; do
+    dpkg-deb --contents "$package" | grep -F "./$path"
+  done
+  # the same program as in the package, on models of the tests, as on Nano, Orin and Thor
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64" PASS_EDGE_RUNNER="$CROSS/bin/qemu-aarch64"
+  for cpu in cortex-a57 cortex-a76 max; do
+    QEMU_CPU=$cpu cargo test --release --locked -p pass-edge --features program --target $target --test program -- checks
   done
 }
 

@@ -1,5 +1,8 @@
-//! The golden set through the public interface of `pass-core`: neighborhood, matching, class attention, losses, centers
-//! and schedules. Sizes, cases and hyper-parameters come from the set.
+//! The golden set through the public interface of `pass-core`: neighborhood, matching, class attention, losses, centers,
+//! schedules and video. Sizes, cases and hyper-parameters come from the set.
+
+#[path = "golden_core/video.rs"]
+mod video;
 
 use pass_core::center;
 use pass_core::class_attention::{ClassAttention, ClassAttentionParameters};
@@ -10,6 +13,7 @@ use pass_core::schedule::{Cosine, TeacherTemperature, WarmupCosine, scaled_rate}
 use pass_core::shape::{PatchGrid, TokenBatch};
 use pass_tests::{Golden, GoldenFile, GoldenJson, Tolerance};
 use serde_json::Value;
+use video::{video_frame, video_metrics, video_propagation};
 
 pass_tests::golden_suite! {
     // whole networks, images and training: golden_host and golden_augment
@@ -31,6 +35,9 @@ pass_tests::golden_suite! {
     losses: "loss.safetensors",
     schedules_json: "schedules.json",
     schedules: "schedules.safetensors",
+    video_propagation: "video_propagation.safetensors",
+    video_frame: "video_frame.safetensors",
+    video_metrics: "video_metrics.safetensors",
 }
 
 /// `14x14_w3`, `6x6_w6_all_others`: grid and window of a table.

@@ -1,4 +1,4 @@
-//! The golden set in candle: everything but the video files, with the fused operations and with their compositions.
+//! The golden set in candle: everything but the video files (golden_core), with the fused operations and with their compositions.
 
 #[path = "golden_host/architecture.rs"]
 mod architecture;
@@ -16,7 +16,12 @@ use objective::{class_attention, loss, matching, neighbours, neighbours_json, sc
 use tiny::{tiny_forward, tiny_loss_grads, tiny_train, tiny_weights};
 
 pass_tests::golden_suite! {
-    elsewhere: ["augment.safetensors"];
+    elsewhere: [
+        "augment.safetensors",
+        "video_frame.safetensors",
+        "video_metrics.safetensors",
+        "video_propagation.safetensors",
+    ];
     neighbours: "neighbours.safetensors",
     neighbours_json: "neighbours.json",
     matching: "matching.safetensors",

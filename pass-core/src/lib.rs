@@ -17,6 +17,9 @@
 //! | [`softmax`] | softmax and log-softmax with a temperature |
 //! | [`center`] | running center of the teacher's outputs |
 //! | [`loss`] | class-token loss, patch loss, their weighted sum, and the gradients |
+//! | [`propagation`] | labels of a video travel along similar patches |
+//! | [`frame`] | frames of a video as the published evaluations prepare them |
+//! | [`segmentation_metrics`] | region similarity and contour accuracy of masks |
 //! | [`schedule`] | learning rate, weight decay, momentum and teacher temperature as functions of the step |
 //! | [`math`] | dot, norm, exp, ln, sqrt, erf, GELU: the only home of float primitives |
 //! | [`error`] | the one error |
@@ -35,6 +38,7 @@
 //! | `∂H/∂s = (softmax(s/τₛ) − t)/τₛ` | [`loss::patch_loss_with_gradient`], [`loss::class_loss_with_gradient`] |
 //! | `L = L_class + λ·L_patch` | [`loss::total_loss`] |
 //! | `c ← m·c + (1 − m)·mean(g)` | [`center::update_mut`] |
+//! | `label(i) = Σ aff(i, j)·label(j) / Σ aff(i, j)` over the top-k of a window | [`propagation::Clip::propagate_into`] |
 //!
 //! # Example
 //!
@@ -69,6 +73,7 @@ pub mod aggregation;
 pub mod center;
 pub mod class_attention;
 pub mod error;
+pub mod frame;
 #[cfg(feature = "matrixmultiply")]
 mod gemm;
 pub mod layers;
@@ -76,7 +81,9 @@ pub mod loss;
 pub mod matching;
 pub mod math;
 pub mod neighborhood;
+pub mod propagation;
 pub mod schedule;
+pub mod segmentation_metrics;
 pub mod shape;
 pub mod softmax;
 

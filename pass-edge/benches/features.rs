@@ -36,7 +36,7 @@ fn cases() -> impl Iterator<Item = Case> {
 
 fn run(bencher: Bencher<'_, '_>, architecture: Architecture, Case(kernel, mode, threads): Case) {
     let float = FloatVit::random(architecture, 1);
-    let file = if mode == Mode::Fast { float.fast() } else { float }.quantized();
+    let file = FloatVit { mode, ..float }.quantized();
     let rgb = photo(&architecture, 1);
     let model = Model::from_bytes(&file).expect("a valid model");
     let (height, width) = architecture.image_size();

@@ -76,6 +76,14 @@ pub enum Error {
         /// The digest of the features computed here.
         actual: u64,
     },
+    /// The mathematics of `pass-core` refused an argument.
+    Core(pass_core::Error),
+}
+
+impl From<pass_core::Error> for Error {
+    fn from(error: pass_core::Error) -> Self {
+        Self::Core(error)
+    }
 }
 
 /// What can be wrong with one tensor.
@@ -116,6 +124,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::NotAModel => f.write_str("not a .pass file"),
+            Self::Core(error) => error.fmt(f),
             Self::UnknownVersion { found, known } => {
                 write!(f, "file format version {found}, this reader knows version {known}")
             }

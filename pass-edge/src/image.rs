@@ -1,8 +1,15 @@
-//! Frames as they come: where the bytes of a pixel are. Nothing is converted or copied.
+//! Frames as they come: where the bytes of a pixel are. Nothing is copied; pixels are converted where they are read.
+
+mod yuv;
 
 use crate::error::{Error, Result};
 use crate::format::generated_pixel;
 use crate::rows::rows_of_mut;
+
+pub use yuv::YuvColor;
+
+/// Longest side of a patch that an architecture may have.
+const MOST_PATCH_SIZE: usize = 64;
 
 /// How the bytes of a pixel are to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +49,37 @@ pub struct Image<'a> {
 
 #[derive(Clone, Copy, Debug)]
 enum Source<'a> {
-    Frame { bytes: &'a [u8], order: PixelOrder, stride: usize },
+    Frame { pixels: Plane<'a>, order: PixelOrder },
+    Nv12 { luma: Plane<'a>, chroma: Plane<'a>, color: YuvColor },
     Generated { seed: u64 },
+}
+
+/// Rows of bytes that start `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Plane<'a> {
+    /// The bytes; the last row may end without padding.
+    pub bytes: &'a [u8],
+    /// From the start of a row to the start of the next.
+    pub stride: usize,
+}
+
+impl<'a> Plane<'a> {
+    /// Checks that there are `rows` rows of `row` bytes.
+    fn check(&self, what: &'static str, rows: usize, row: usize) -> Result<()> {
+        if self.stride < row {
+            return Err(Error::LengthMismatch { what: "stride", expected: row, actual: self.stride });
+        }
+        let needed = rows.saturating_sub(1).saturating_mul(self.stride).saturating_add(row);
+        if self.bytes.len() < needed {
+            return Err(Error::LengthMismatch { what, expected: needed, actual: self.bytes.len() });
+        }
+        Ok(())
+    }
+
+    /// The bytes from `column` on in `row`; nothing beyond the plane.
+    fn at(&self, row: usize, column: usize) -> &'a [u8] {
+        self.bytes.get(row * self.stride + column..).unwrap_or_default()
+    }
 }
 
 impl<'a> Image<'a> {
@@ -52,15 +88,20 @@ impl<'a> Image<'a> {
     /// # Errors
     /// [`Error::LengthMismatch`] if a row is longer than `stride` or `bytes` ends before the last row does.
     pub fn new(bytes: &'a [u8], size: (usize, usize), stride: usize, order: PixelOrder) -> Result<Self> {
-        let row = size.1.saturating_mul(order.bytes());
-        if stride < row {
-            return Err(Error::LengthMismatch { what: "stride", expected: row, actual: stride });
-        }
-        let needed = size.0.saturating_sub(1).saturating_mul(stride).saturating_add(row);
-        if bytes.len() < needed {
-            return Err(Error::LengthMismatch { what: "image", expected: needed, actual: bytes.len() });
-        }
-        Ok(Self { size, source: Source::Frame { bytes, order, stride } })
+        let pixels = Plane { bytes, stride };
+        pixels.check("image", size.0, size.1.saturating_mul(order.bytes()))?;
+        Ok(Self { size, source: Source::Frame { pixels, order } })
+    }
+
+    /// An NV12 image of `size = (height, width)` pixels: a plane of luma and one of half its size (rounded up) with
+    /// pairs of Cb and Cr. A pair holds for its 2 × 2 pixels.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] if a row is longer than its stride or a plane ends before its last row does.
+    pub fn nv12(luma: Plane<'a>, chroma: Plane<'a>, size: (usize, usize), color: YuvColor) -> Result<Self> {
+        luma.check("luma plane", size.0, size.1)?;
+        chroma.check("chroma plane", size.0.div_ceil(2), size.1.div_ceil(2).saturating_mul(2))?;
+        Ok(Self { size, source: Source::Nv12 { luma, chroma, color } })
     }
 
     /// The self-test image of a seed.
@@ -75,21 +116,56 @@ impl<'a> Image<'a> {
 
     /// Writes the `side × side` pixels from `(row, column)` on, minus 128: one plane a channel, red first.
     pub(crate) fn patch_into(&self, (row, column): (usize, usize), side: usize, out: &mut [i8]) {
-        for (line, out) in rows_of_mut(out, side).take(3 * side).enumerate() {
-            let (channel, y) = (line / side, row + line % side);
-            match self.source {
-                Source::Frame { bytes, order, stride } => {
-                    let start = y * stride + column * order.bytes() + order.places()[channel.min(2)];
-                    let pixels = bytes.get(start..).unwrap_or_default().iter().step_by(order.bytes());
-                    for (out, pixel) in out.iter_mut().zip(pixels) {
-                        *out = centered(*pixel);
-                    }
+        if let Source::Frame { pixels, order } = self.source {
+            for (line, out) in rows_of_mut(out, side).take(3 * side).enumerate() {
+                let (channel, y) = (line / side, row + line % side);
+                let bytes = pixels.at(y, column * order.bytes() + order.places()[channel.min(2)]);
+                let pixels = bytes.iter().step_by(order.bytes());
+                for (out, pixel) in out.iter_mut().zip(pixels) {
+                    *out = centered(*pixel);
                 }
-                Source::Generated { seed } => {
-                    for (x, out) in out.iter_mut().enumerate() {
-                        let index = 3 * (y * self.size.1 + column + x) + channel;
-                        *out = centered(generated_pixel(seed, index as u64));
+            }
+            return;
+        }
+        let (red, rest) = out.split_at_mut((side * side).min(out.len()));
+        let (green, blue) = rest.split_at_mut((side * side).min(rest.len()));
+        let lines = rows_of_mut(red, side).zip(rows_of_mut(green, side)).zip(rows_of_mut(blue, side));
+        let mut line = [[0; 3]; MOST_PATCH_SIZE];
+        let line = line.get_mut(..side).unwrap_or_default();
+        for (y, ((red, green), blue)) in lines.enumerate() {
+            self.row_into(row + y, column, line);
+            for (((red, green), blue), pixel) in red.iter_mut().zip(green).zip(blue).zip(&*line) {
+                [*red, *green, *blue] = pixel.map(centered);
+            }
+        }
+    }
+
+    /// Writes the pixels of a row from `column` on as red, green, blue: as many as `out` has room for.
+    #[inline(always)]
+    pub(crate) fn row_into(&self, row: usize, column: usize, out: &mut [[u8; 3]]) {
+        match self.source {
+            Source::Frame { pixels, order } => {
+                let bytes = pixels.at(row, column * order.bytes());
+                match order {
+                    PixelOrder::Rgb => {
+                        let pixels = bytes.as_chunks::<3>().0;
+                        out.iter_mut().zip(pixels).for_each(|(out, pixel)| *out = *pixel);
                     }
+                    PixelOrder::Bgr => {
+                        let pixels = bytes.as_chunks::<3>().0;
+                        out.iter_mut().zip(pixels).for_each(|(out, [b, g, r])| *out = [*r, *g, *b]);
+                    }
+                    PixelOrder::Gray => out.iter_mut().zip(bytes).for_each(|(out, gray)| *out = [*gray; 3]),
+                }
+            }
+            Source::Nv12 { luma, chroma, color } => {
+                let chroma = chroma.at(row / 2, column & !1);
+                color.matrix().row_into(luma.at(row, column), chroma, column & 1 == 1, out);
+            }
+            Source::Generated { seed } => {
+                let first = 3 * (row * self.size.1 + column) as u64;
+                for (out, at) in out.iter_mut().zip((first..).step_by(3)) {
+                    *out = [at, at + 1, at + 2].map(|index| generated_pixel(seed, index));
                 }
             }
         }
@@ -126,5 +202,68 @@ mod tests {
         assert!(Image::new(&[0; 11], (2, 2), 6, PixelOrder::Rgb).is_err());
         assert!(Image::new(&[0; 12], (2, 2), 5, PixelOrder::Rgb).is_err());
         assert!(Image::new(&[0; 12], (usize::MAX, usize::MAX), usize::MAX, PixelOrder::Rgb).is_err());
+    }
+
+    /// 3 × 3 pixels: luma rows with a padding byte, chroma rows of two pairs with two.
+    fn nv12() -> Image<'static> {
+        let luma = Plane { bytes: &[81, 145, 41, 0, 16, 235, 126, 0, 100, 50, 200], stride: 4 };
+        let chroma = Plane { bytes: &[90, 240, 54, 34, 0, 0, 128, 128, 240, 110], stride: 6 };
+        Image::nv12(luma, chroma, (3, 3), YuvColor::Bt601).unwrap()
+    }
+
+    #[test]
+    fn chroma_belongs_to_its_four_pixels() {
+        let color = YuvColor::Bt601.matrix();
+        let mut row = [[0; 3]; 3];
+        nv12().row_into(1, 0, &mut row);
+        assert_eq!(row, [color.rgb(16, [90, 240]), color.rgb(235, [90, 240]), color.rgb(126, [54, 34])]);
+        let mut row = [[0; 3]; 2];
+        nv12().row_into(2, 1, &mut row);
+        assert_eq!(row, [color.rgb(50, [128, 128]), color.rgb(200, [240, 110])]);
+        let mut patch = [0; 12];
+        nv12().patch_into((1, 1), 2, &mut patch);
+        let pixels = [(235, [90, 240]), (126, [54, 34]), (50, [128, 128]), (200, [240, 110])];
+        for (at, (luma, chroma)) in pixels.into_iter().enumerate() {
+            let rgb = color.rgb(luma, chroma).map(centered);
+            assert_eq!([patch[at], patch[4 + at], patch[8 + at]], rgb, "pixel {at}");
+        }
+    }
+
+    #[test]
+    fn rows_are_the_same_pixels_in_every_order() {
+        let rgb = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        let bgr = [3, 2, 1, 6, 5, 4, 9, 8, 7];
+        let mut row = [[0; 3]; 2];
+        for (bytes, order) in [(rgb, PixelOrder::Rgb), (bgr, PixelOrder::Bgr)] {
+            Image::new(&bytes, (1, 3), 9, order).unwrap().row_into(0, 1, &mut row);
+            assert_eq!(row, [[4, 5, 6], [7, 8, 9]]);
+        }
+        Image::new(&rgb, (3, 3), 3, PixelOrder::Gray).unwrap().row_into(2, 1, &mut row);
+        assert_eq!(row, [[8; 3], [9; 3]]);
+        let generated = Image::generated(5, (2, 3));
+        let mut patch = [0; 3];
+        for column in 0..2 {
+            generated.row_into(1, 1, &mut row);
+            generated.patch_into((1, 1 + column), 1, &mut patch);
+            assert_eq!(patch, row[column].map(centered));
+        }
+    }
+
+    #[test]
+    fn planes_that_end_early_are_refused() {
+        let refused = |luma: usize, luma_stride, chroma: usize, chroma_stride, size| {
+            let (luma, chroma) = (std::vec![0; luma], std::vec![0; chroma]);
+            let planes = (
+                Plane { bytes: &luma, stride: luma_stride },
+                Plane { bytes: &chroma, stride: chroma_stride },
+            );
+            Image::nv12(planes.0, planes.1, size, YuvColor::Bt709).err()
+        };
+        assert_eq!(refused(9, 3, 8, 4, (3, 3)), None);
+        assert!(refused(8, 3, 8, 4, (3, 3)).is_some());
+        assert!(refused(9, 2, 8, 4, (3, 3)).is_some());
+        assert!(refused(9, 3, 7, 4, (3, 3)).is_some());
+        assert!(refused(9, 3, 8, 3, (3, 3)).is_some());
+        assert!(refused(9, usize::MAX, 8, usize::MAX, (usize::MAX, usize::MAX)).is_some());
     }
 }

@@ -8,10 +8,12 @@
 //! | [`format`](mod@format) | the file, specified |
 //! | [`model`] | a validated, borrowed view of a file |
 //! | [`image`] | where the bytes of a pixel are |
+//! | [`resize`] | any image to the size of the model |
 //! | [`scratch`] | working memory; its size is a `const fn` |
 //! | [`parallel`] | threads, lent by the caller |
 //! | `vit`, `ops`, `rows` | the forward pass and its parts |
 //! | [`kernels`] | integer matrix products: scalar reference and vector instructions |
+//! | [`tracking`] | labels of a video, from frame to frame |
 //! | [`self_test`] | the promise of a file, checked on the device |
 //! | `writer` | writing files (feature `alloc`) |
 //!
@@ -56,9 +58,11 @@ pub mod kernels;
 pub mod model;
 mod ops;
 pub mod parallel;
+pub mod resize;
 mod rows;
 pub mod scratch;
 pub mod self_test;
+pub mod tracking;
 mod vit;
 #[cfg(feature = "alloc")]
 pub mod writer;

@@ -56,40 +56,46 @@ impl Pool for ScopedThreads {
 /// Threads that are kept: they look for work for a moment before they sleep, so that a step costs a few µs.
 #[cfg(feature = "threads")]
 #[derive(Debug)]
-pub struct Threads(rayon::ThreadPool);
+pub struct Threads(Option<rayon::ThreadPool>);
 
 #[cfg(feature = "threads")]
 impl Threads {
-    /// Starts `threads` threads, between 1 and [`MOST_THREADS`].
+    /// Starts `threads` threads, between 1 and [`MOST_THREADS`]; for 1 none, it is the calling one.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for another number, [`Error::Threads`] if the system gives none.
     pub fn new(threads: usize) -> Result<Self> {
         crate::error::check_range("threads", 1, MOST_THREADS, threads)?;
+        if threads == 1 {
+            return Ok(Self(None));
+        }
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        builder
-            .thread_name(|index| std::format!("pass-edge-{index}"))
-            .build()
-            .map(Self)
-            .map_err(|_| Error::Threads)
+        let pool = builder.thread_name(|index| std::format!("pass-edge-{index}")).build();
+        pool.map(|pool| Self(Some(pool))).map_err(|_| Error::Threads)
     }
 
     /// Runs `work` on one of the threads, from where it reaches the others without waking them first: compute whole images
     /// inside.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.0.install(work)
+        match &self.0 {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
     }
 }
 
 #[cfg(feature = "threads")]
 impl Pool for Threads {
     fn threads(&self) -> usize {
-        self.0.current_num_threads()
+        self.0.as_ref().map_or(1, rayon::ThreadPool::current_num_threads)
     }
 
     fn run(&self, parts: &mut [&mut (dyn FnMut() + Send)]) {
         use rayon::prelude::*;
-        self.0.install(|| parts.par_iter_mut().with_max_len(1).for_each(|part| part()));
+        match &self.0 {
+            Some(pool) => pool.install(|| parts.par_iter_mut().with_max_len(1).for_each(|part| part())),
+            None => Serial.run(parts),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod config;
 mod doctor;
 mod export;
 mod features;
+mod import;
 mod output;
 mod quantize;
 mod run_folder;
@@ -42,6 +43,7 @@ enum Command {
     Export(export::ExportArgs),
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
+    Import(import::ImportArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -57,7 +59,9 @@ impl Cli {
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
-            Command::Export(_) | Command::Config(_) | Command::Completions(_) => return None,
+            Command::Export(_) | Command::Import(_) | Command::Config(_) | Command::Completions(_) => {
+                return None;
+            }
         };
         compute.threads
     }
@@ -96,6 +100,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Import(args) => import::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

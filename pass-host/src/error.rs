@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
+use crate::import::ImportError;
 use crate::metrics::MetricsError;
 use crate::quantize::QuantizeError;
 use crate::train::TrainError;
@@ -45,6 +46,9 @@ pub enum Error {
     /// A file for the device.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// Weights of others.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -68,6 +72,7 @@ impl Error {
             Self::Features(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
+            Self::Import(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

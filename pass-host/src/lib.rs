@@ -14,6 +14,7 @@
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
+//! | [`import`] | weights of others |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -24,6 +25,7 @@ pub mod device;
 pub mod error;
 pub mod export;
 pub mod features;
+pub mod import;
 pub mod metrics;
 pub mod model;
 pub mod objective;

@@ -52,7 +52,7 @@ fn check(name: &str, output: &Output) {
 fn help_of_every_command() {
     check("help", &run(&["--help"]));
     check("version", &run(&["--version"]));
-    for command in ["train", "features", "export", "config", "doctor", "completions"] {
+    for command in ["train", "features", "export", "import", "config", "doctor", "completions"] {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
     }
     for command in ["list", "show", "check"] {
@@ -125,6 +125,7 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         ("features_without_weights", &["features", "photos"]),
         ("features_format", &["features", "photos", "--weights", "w", "--out", "f.csv"]),
         ("export_format", &["export", "run", "--to", "pickle", "--out", "f"]),
+        ("import_origin", &["import", "f.onnx", "--from", "dinov2", "--out", "f.safetensors"]),
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{name}: {}", transcript(&output));
@@ -144,6 +145,18 @@ fn a_run_folder_in_use_is_left_alone() {
     check("usage_out_holds_a_run", &output);
     assert_eq!(fs::read_to_string(metrics).unwrap(), "{\"step\":1}\n");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else was written");
+}
+
+#[test]
+fn foreign_weights_that_are_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("f.onnx"), "<!DOCTYPE html>").unwrap();
+    for (name, source) in [("not_onnx", "f.onnx"), ("no_file", "g.onnx")] {
+        let output =
+            run_in(dir.path(), &["import", source, "--from", "dinov2-onnx", "--out", "f.safetensors"]);
+        check(&format!("import_{name}"), &output);
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");
 }
 
 #[test]

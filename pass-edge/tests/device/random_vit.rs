@@ -76,11 +76,6 @@ impl FloatVit {
         Self { architecture, mode: Mode::Exact, tensors }
     }
 
-    /// The same weights, to be rounded to 7 bits.
-    pub(crate) fn fast(self) -> Self {
-        Self { mode: Mode::Fast, ..self }
-    }
-
     pub(crate) fn tensor(&self, name: &str) -> &[f32] {
         self.tensors.get(name).unwrap_or_else(|| panic!("no tensor `{name}`"))
     }

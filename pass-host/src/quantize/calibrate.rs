@@ -63,3 +63,65 @@ pub(super) fn smooth(block: &mut Block, inputs: &[Array2<f32>; 4], limit: i8) {
     bias /= &factors;
     block.proj.weight *= &factors;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quantize::float_vit::{AsItIs, AtInput};
+    use crate::random::{Purpose, Stream};
+
+    fn block(dim: usize) -> Block {
+        let mut stream = Stream::new(3, Purpose::Subset, &[]);
+        let mut number = move || (stream.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        let mut linear = |outputs: usize, inputs: usize| Linear {
+            weight: Array2::from_shape_simple_fn((outputs, inputs), &mut number) / (inputs as f32).sqrt(),
+            bias: Array1::from_shape_simple_fn(outputs, &mut number),
+        };
+        let (qkv, proj, fc1, fc2) =
+            (linear(3 * dim, dim), linear(dim, dim), linear(4 * dim, dim), linear(dim, 4 * dim));
+        // a few channels stand out, as in trained networks
+        let weight = Array1::from_shape_fn(dim, |i| if i % 11 == 3 { 30.0 } else { 1.0 });
+        let norm = || Norm { weight: weight.clone(), bias: Array1::from_elem(dim, 0.1) };
+        Block { norm1: norm(), qkv, proj, norm2: norm(), fc1, fc2 }
+    }
+
+    struct Inputs(Vec<Array2<f32>>);
+
+    impl AtInput for Inputs {
+        fn at_input(&mut self, _layer: usize, x: Array2<f32>) -> Array2<f32> {
+            self.0.push(x.clone());
+            x
+        }
+    }
+
+    fn tokens() -> Array2<f32> {
+        Array2::from_shape_fn((20, 32), |(row, column)| ((row * 37 + column * 11) % 23) as f32 / 11.0 - 1.0)
+    }
+
+    #[test]
+    fn smoothing_changes_no_feature_and_quietens_the_loudest_channel() {
+        let before = block(32);
+        let mut inputs = Inputs(Vec::new());
+        let mut expected = tokens();
+        before.forward(&mut expected, 2, &mut inputs);
+        let samples: [Array2<f32>; 4] = inputs.0.try_into().expect("four layers");
+        let mut after = before.clone();
+        smooth(&mut after, &samples, 127);
+        let mut inputs = Inputs(Vec::new());
+        let mut found = tokens();
+        after.forward(&mut found, 2, &mut inputs);
+        let largest = expected.iter().fold(0.0_f32, |most, v| most.max(v.abs()));
+        assert!((&found - &expected).iter().all(|difference| difference.abs() < 1e-5 * largest));
+        let spread = |x: &Array2<f32>| {
+            let magnitudes = column_magnitudes(x.view());
+            magnitudes.iter().fold(0.0_f32, |most, v| most.max(*v)) / (magnitudes.sum() / 32.0)
+        };
+        for layer in [0, 2] {
+            assert!(spread(&inputs.0[layer]) < 0.7 * spread(&samples[layer]), "layer {layer}");
+        }
+        assert!(after.qkv != before.qkv && after.fc1 != before.fc1);
+        let mut again = tokens();
+        after.forward(&mut again, 2, &mut AsItIs);
+        assert_eq!(again, found);
+    }
+}

@@ -157,3 +157,84 @@ pub(super) fn round_with_feedback(weight: &Array2<f32>, gram: &Gram, limit: i8) 
     let values = outputs.into_iter().flat_map(|(values, _)| values).collect();
     Rounded { values: Array2::from_shape_vec(weight.dim(), values).unwrap_or_default(), scales }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{Purpose, Stream};
+
+    fn numbers(seed: u64, rows: usize, columns: usize) -> Array2<f32> {
+        let mut stream = Stream::new(seed, Purpose::Subset, &[]);
+        Array2::from_shape_simple_fn((rows, columns), || {
+            (stream.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+    }
+
+    /// Inputs that depend on each other: mixtures of fewer sources, with a loud channel.
+    fn inputs(seed: u64) -> Array2<f32> {
+        let mut x = numbers(seed, 200, 8).dot(&numbers(seed + 1, 8, 24)) + numbers(seed + 2, 200, 24) * 0.1;
+        x.column_mut(5).mapv_inplace(|v| v * 8.0);
+        x
+    }
+
+    fn gram(x: &Array2<f32>) -> Gram {
+        let mut gram = Gram::new(x.ncols());
+        gram.add(x.slice(ndarray::s![..100, ..]));
+        gram.add(x.slice(ndarray::s![100.., ..]));
+        gram
+    }
+
+    #[test]
+    fn the_factor_times_itself_is_the_matrix() {
+        let gram = gram(&inputs(1));
+        let upper = cholesky(&gram.0).expect("positive definite");
+        let damping = DAMPING * gram.0.diag().mean().map_or(0.0, f64::from);
+        let mut expected = gram.0.mapv(f64::from);
+        expected.diag_mut().mapv_inplace(|v| v + damping);
+        let product = upper.t().dot(&upper);
+        let scale = expected.diag().iter().fold(0.0_f64, |most, v| most.max(*v));
+        assert!((product - &expected).iter().all(|difference| difference.abs() < 1e-9 * scale));
+        assert!(
+            cholesky(&Array2::zeros((3, 3))).is_none()
+                && cholesky(&Array2::from_elem((2, 2), f32::NAN)).is_none()
+        );
+    }
+
+    #[test]
+    fn feedback_halves_the_error_of_rounding_on_inputs_that_depend_on_each_other() {
+        for (seed, limit) in [(1, 127), (2, 63), (3, 63)] {
+            let (x, weight) = (inputs(seed), numbers(seed + 9, 16, 24));
+            let error = |rounded: &Rounded| {
+                let difference = x.dot(&(&weight - &rounded.dequantized()).t());
+                difference.iter().map(|v| f64::from(v * v)).sum::<f64>()
+            };
+            let (nearest, feedback) =
+                (round_to_nearest(&weight, limit), round_with_feedback(&weight, &gram(&x), limit));
+            assert!(error(&feedback) < 0.5 * error(&nearest), "{} {}", error(&feedback), error(&nearest));
+            assert!(feedback.values.iter().all(|value| value.abs() <= limit));
+        }
+    }
+
+    #[test]
+    fn weights_without_inputs_are_rounded_to_the_nearest_step() {
+        let weight = numbers(4, 3, 16);
+        assert_eq!(round_with_feedback(&weight, &Gram::new(16), 127), round_to_nearest(&weight, 127));
+        let zeros = round_to_nearest(&Array2::zeros((2, 16)), 127);
+        assert_eq!((zeros.values.sum(), zeros.scales.sum()), (0, 2.0));
+    }
+
+    #[test]
+    fn rows_are_quantized_as_on_the_device() {
+        let x = numbers(5, 4, 32);
+        let rows = quantized_rows(&x);
+        for (exact, rounded) in x.rows().into_iter().zip(rows.rows()) {
+            let step = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / 127.0;
+            let near = exact
+                .iter()
+                .zip(rounded)
+                .all(|(a, b)| (a - b).abs() <= 0.501 * step && ((b / step).round() - b / step).abs() < 1e-3);
+            assert!(near);
+        }
+        assert!(quantized_rows(&Array2::zeros((1, 16))).iter().all(|x| *x == 0.0));
+    }
+}
