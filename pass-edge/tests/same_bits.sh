@@ -3,10 +3,11 @@
 # one and two threads, and on emulated aarch64 processors without dot products, with them, and with 8-bit matrix products.
 #
 #   pass-edge/tests/same_bits.sh FOLDER MODEL.pass…    as many of the folder's images as PHOTOS says (20)
-#   EMULATED=5 …       fewer images in the emulator (it takes 10 to 50 times as long)
+#   EMULATED=5 …       fewer images in the emulator, which takes seconds for each
+#   THREADS="1 2" …    these numbers of threads in the emulator (1)
 #   CROSS_PREFIX=DIR   where tests/cross/setup.sh put the toolchain; without it this machine alone
 set -euo pipefail
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 cd "$(dirname "$0")/../.."
 photos=$1; shift
 count=${PHOTOS:-20} emulated=${EMULATED:-${PHOTOS:-20}}
@@ -54,7 +55,7 @@ for model in "$@"; do
   fi
   for cpu in cortex-a57 cortex-a76 max; do
     kernel=$(QEMU_CPU=$cpu "$CROSS_PREFIX/bin/qemu-aarch64" "$arm" info "$model" | sed -n 's/^kernel *\([^;]*\);.*/\1/p')
-    for threads in 1 2; do
+    for threads in ${THREADS:-1}; do
       label="$cpu, $kernel, $threads threads" features "$reference" "$emulated" \
         env QEMU_CPU=$cpu "$CROSS_PREFIX/bin/qemu-aarch64" "$arm" features "$model" --threads "$threads"
     done
