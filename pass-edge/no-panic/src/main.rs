@@ -6,10 +6,11 @@
 use core::fmt::Write;
 use core::slice;
 
-use pass_edge::image::{Image, PixelOrder};
+use pass_edge::image::{Image, PixelOrder, Plane, YuvColor};
 use pass_edge::kernels::Kernel;
 use pass_edge::model::Model;
 use pass_edge::parallel::Pool;
+use pass_edge::resize::{Filter, Fit, Resize, ResizeScratch};
 use pass_edge::scratch::{Scratch, ScratchLen};
 use pass_edge::{features, features_with_pool, scratch_len, self_test};
 
@@ -71,6 +72,7 @@ impl<T> Buffer<T> {
 pub struct Inputs {
     file: Buffer<u8>,
     frame: Buffer<u8>,
+    chroma: Buffer<u8>,
     size: [usize; 2],
     stride: usize,
     order: u8,
@@ -78,6 +80,10 @@ pub struct Inputs {
     words: Buffer<i16>,
     bytes: Buffer<i8>,
     out: Buffer<f32>,
+    resize_words: Buffer<i32>,
+    resize_bytes: Buffer<u8>,
+    rgb: Buffer<u8>,
+    fit: u8,
     kernel: usize,
     trusted: bool,
     threads: extern "C" fn() -> usize,
@@ -128,10 +134,11 @@ impl Inputs {
 
 unsafe fn run(inputs: &Inputs) -> pass_edge::Result<u64> {
     // SAFETY: the caller's promise.
-    let (file, frame, floats, words, bytes, out) = unsafe {
+    let (file, frame, chroma, floats, words, bytes, out) = unsafe {
         (
             inputs.file.slice(),
             inputs.frame.slice(),
+            inputs.chroma.slice(),
             inputs.floats.slice(),
             inputs.words.slice(),
             inputs.bytes.slice(),
@@ -140,18 +147,34 @@ unsafe fn run(inputs: &Inputs) -> pass_edge::Result<u64> {
     };
     let model = Model::from_bytes(file)?;
     let model = if inputs.trusted { Model::from_verified_bytes(file)? } else { model };
-    let order = match inputs.order {
-        0 => PixelOrder::Rgb,
-        1 => PixelOrder::Bgr,
-        _ => PixelOrder::Gray,
+    let (size, stride) = (inputs.size.into(), inputs.stride);
+    let frame = match inputs.order {
+        0 => Image::new(frame, size, stride, PixelOrder::Rgb)?,
+        1 => Image::new(frame, size, stride, PixelOrder::Bgr)?,
+        2 => Image::new(frame, size, stride, PixelOrder::Gray)?,
+        order => {
+            let color = if order == 3 { YuvColor::Bt601 } else { YuvColor::Bt709Full };
+            Image::nv12(Plane { bytes: frame, stride }, Plane { bytes: chroma, stride }, size, color)?
+        }
     };
-    let image = Image::new(frame, inputs.size.into(), inputs.stride, order)?;
     let Some(kernel) = kernels().nth(inputs.kernel) else { return Ok(0) };
+    let fit = match inputs.fit {
+        0 => Fit::Stretch,
+        1 => Fit::Cover,
+        _ => Fit::CenterCrop,
+    };
+    let filter = if inputs.trusted { Filter::Bicubic } else { Filter::Bilinear };
+    // SAFETY: the caller's promise.
+    let (words_of_resize, bytes_of_resize, rgb) =
+        unsafe { (inputs.resize_words.slice(), inputs.resize_bytes.slice(), inputs.rgb.slice()) };
+    let resize = Resize::new(size, model.architecture().image_size(), fit, filter)?;
+    let mut memory = ResizeScratch { words: words_of_resize, bytes: bytes_of_resize };
+    let image = resize.resize_into(&frame, kernel, &mut memory, rgb)?;
     let len = ScratchLen::with_threads(model.architecture(), inputs.threads());
     let mut scratch = Scratch::new(len, floats, words, bytes)?;
     features_with_pool(&model, &image, kernel, inputs, &mut scratch, out)?;
     let mut scratch = Scratch::new(scratch_len(&model), floats, words, bytes)?;
-    features(&model, &image, kernel, &mut scratch, out)?;
+    features(&model, &frame, kernel, &mut scratch, out)?;
     self_test::verify(&model, kernel, &mut scratch, out)?;
 
     let mut sum = self_test::digest(out) ^ u64::from(model.contract().images) ^ model.output_len() as u64;
