@@ -82,8 +82,8 @@ check_arm() { # core and edge on emulated aarch64: without dotprod, with it, wit
   cross "rust src gcc qemu-user qemu-system"
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$CROSS/bin/qemu-aarch64"
   # emulation is slow: the kernels, the promises of the kept models and the numbers of threads, not the sweeps
+  QEMU_CPU=cortex-a57 cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
   for cpu in cortex-a57 cortex-a76 max; do
-    QEMU_CPU=$cpu cargo test --release -p pass-core --target aarch64-unknown-linux-gnu --lib
     QEMU_CPU=$cpu cargo test --release -p pass-edge --features std --target aarch64-unknown-linux-gnu --lib --test device -- \
       --skip model_file --skip float_twin::features --skip float_twin::every_kernel
   done
@@ -148,7 +148,7 @@ check_demo() { # the README's first command, cut short
 names() { sed -n 's/^check_\([a-z-]*\)() { # \(.*\)/\1\t\2/p' tests/ci.sh; }
 
 [ $# -gt 0 ] || { names | expand -t 14; exit 0; }
-[ "$1" != all ] || set -- fmt clippy doc nostd panics bare-metal demo test
+[ "$1" != all ] || set -- fmt clippy doc nostd panics bare-metal arm demo test
 for name in "$@"; do
   declare -F "check_$name" >/dev/null || { echo "ci.sh: unknown check \`$name\`; known:" >&2; names | expand -t 14 >&2; exit 2; }
   title "$name"
