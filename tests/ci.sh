@@ -148,7 +148,7 @@ check_demo() { # the README's first command, cut short
 names() { sed -n 's/^check_\([a-z-]*\)() { # \(.*\)/\1\t\2/p' tests/ci.sh; }
 
 [ $# -gt 0 ] || { names | expand -t 14; exit 0; }
-[ "$1" != all ] || set -- fmt clippy doc nostd panics bare-metal demo test
+[ "$1" != all ] || set -- fmt clippy doc nostd panics bare-metal arm demo test
 for name in "$@"; do
   declare -F "check_$name" >/dev/null || { echo "ci.sh: unknown check \`$name\`; known:" >&2; names | expand -t 14 >&2; exit 2; }
   title "$name"
