@@ -52,7 +52,9 @@ fn check(name: &str, output: &Output) {
 fn help_of_every_command() {
     check("help", &run(&["--help"]));
     check("version", &run(&["--version"]));
-    for command in ["train", "features", "export", "import", "config", "doctor", "completions"] {
+    for command in
+        ["train", "features", "export", "quantize", "verify", "import", "config", "doctor", "completions"]
+    {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
     }
     for command in ["list", "show", "check"] {
