@@ -1,7 +1,7 @@
 //! Trained weights -> one `.pass` file for the device: int8 weights with one scale an output, and a promise how close the
 //! features are.
 //!
-//! Block by block, from the first to the last, on calibration photos ([`calibrate`], [`round`]):
+//! Block by block, from the first to the last, on calibration photos (`calibrate`, [`round`]):
 //!
 //! 1. *Smoothing.* Activation channels that stand out are divided, the weights that meet them multiplied (Xiao et al. 2023);
 //!    folded into the LayerNorms and the values of attention, it costs nothing on the device. How much is chosen
