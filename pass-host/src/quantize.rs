@@ -1,7 +1,7 @@
 //! Trained weights -> one `.pass` file for the device: int8 weights with one scale an output, and a promise how close the
 //! features are.
 //!
-//! Block by block, from the first to the last, on calibration photos ([`calibrate`], [`round`]):
+//! Block by block, from the first to the last, on calibration photos (`calibrate`, [`round`]):
 //!
 //! 1. *Smoothing.* Activation channels that stand out are divided, the weights that meet them multiplied (Xiao et al. 2023);
 //!    folded into the LayerNorms and the values of attention, it costs nothing on the device. How much is chosen
@@ -179,7 +179,13 @@ pub fn run(
     };
     let mut tensors = |name: &str, _: usize, _: usize| quantized.tensor(&vit, name);
     let draft = write(&description, &mut tensors)?;
-    let fidelity = measure(&draft, &measured, &exact, |done, all| progress(Progress::Device(done, all)))?;
+    let mut exact = exact.into_iter();
+    let fidelity = measure(
+        &draft,
+        &measured,
+        |_| exact.next().unwrap_or_default(),
+        |done, all| progress(Progress::Device(done, all)),
+    )?;
     if fidelity.mean.is_nan() || fidelity.mean < settings.min_cosine {
         return Err(QuantizeError::Contract { fidelity, min: settings.min_cosine, mode: settings.mode });
     }
@@ -222,8 +228,12 @@ pub fn verify(
         progress(Progress::Photos(done, all))
     })?;
     let views: Vec<&Planes> = photos.views.iter().collect();
-    let exact: Vec<Array2<f32>> = views.iter().map(|view| vit.forward(view.data())).collect();
-    let fidelity = measure(&file, &views, &exact, |done, all| progress(Progress::Device(done, all)))?;
+    let fidelity = measure(
+        &file,
+        &views,
+        |view| vit.forward(view.data()),
+        |done, all| progress(Progress::Device(done, all)),
+    )?;
     let promised = f64::from(model.contract().min_cosine);
     Ok(VerifyReport { fidelity, promised, kept: fidelity.mean >= promised, bad: photos.bad })
 }
@@ -289,11 +299,11 @@ impl Photos {
     }
 }
 
-/// Features `[N + P, D]` by the device's code against `exact`.
+/// Features `[N + P, D]` by the device's code against `exact` of each view in turn.
 fn measure(
     file: &[u8],
     views: &[&Planes],
-    exact: &[Array2<f32>],
+    mut exact: impl FnMut(&Planes) -> Array2<f32>,
     mut progress: impl FnMut(usize, usize),
 ) -> Result<Fidelity, QuantizeError> {
     let model = Model::from_bytes(file)?;
@@ -304,7 +314,8 @@ fn measure(
     let patches = architecture.patches();
     let mut out = Array2::zeros((architecture.tokens(), architecture.dim()));
     let mut comparison = Comparison::default();
-    for (done, (view, exact)) in views.iter().zip(exact).enumerate() {
+    for (done, view) in views.iter().enumerate() {
+        let exact = exact(view);
         let pixels = view.to_interleaved();
         let image = Image::new(&pixels, (height, width), 3 * width, PixelOrder::Rgb)?;
         let features = out.as_slice_mut().unwrap_or_default();

@@ -113,6 +113,37 @@ fn a_run_becomes_a_file_that_keeps_its_promise_and_only_for_its_own_weights() {
     assert!(!left.iter().any(|name| name.to_string_lossy().contains("none")), "{left:?}");
 }
 
+/// The file with one bit of the patch embedding's first scale changed and a checksum that fits.
+fn with_another_scale(file: &[u8]) -> Vec<u8> {
+    let model = Model::from_bytes(file).expect("a model");
+    let architecture = model.architecture();
+    let header = u32::from_le_bytes(file[12..16].try_into().expect("four bytes")) as usize;
+    let weights = (16 + header).next_multiple_of(64);
+    let scale = weights + architecture.dim() * architecture.patch_inputs();
+    let mut changed = file[..file.len() - 8].to_vec();
+    changed[scale + 2] ^= 0x40;
+    let checksum = xxhash_rust::xxh3::xxh3_64(&changed);
+    changed.extend(checksum.to_le_bytes());
+    changed
+}
+
+#[test]
+fn a_scale_that_changed_before_the_checksum_was_made_fails_the_self_test() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (weights, out) = (folder.path().join("vit.safetensors"), folder.path().join("vit.pass"));
+    timm(&weights, |_| {});
+    let photos = photos();
+    let arguments = ["quantize", text(&weights), "--calibrate", text(&photos), "--images", "2"];
+    let output = pass_host(&[&arguments[..], &["--heads", "2", "--out", text(&out)]].concat());
+    expect_code(&output, 0);
+    fs::write(&out, with_another_scale(&fs::read(&out).expect("the file"))).expect("written");
+    let arguments = ["verify", text(&out), "--against", text(&weights), "--images", text(&photos)];
+    let output = pass_host(&[&arguments[..], &["--heads", "2", "--limit", "2"]].concat());
+    expect_code(&output, 1);
+    let message = stderr(&output);
+    assert!(message.contains("self-test") && message.contains("vit.pass"), "{message}");
+}
+
 /// A network with timm's names: class token, registers, LayerScale, final norm; positions 3x3.
 fn timm(path: &Path, change: impl FnOnce(&mut HashMap<String, (Vec<usize>, Vec<f32>)>)) {
     let (dim, hidden, patch) = (32, 64, 4);
