@@ -4,6 +4,21 @@
 //! written once and compiled per kernel (`Arithmetic::vectorize`); it has no fused operations, so it agrees too.
 #![cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only x86-64 prepares rows"))]
 
+/// Calls `$tile::<ROWS>` for the number of rows of a block, at most 6: what 16 vector registers hold with 2 sums a row.
+#[cfg(target_arch = "x86_64")]
+macro_rules! by_rows {
+    ($rows:expr, $tile:ident, $arguments:tt) => {
+        match $rows {
+            1 => $tile::<1> $arguments,
+            2 => $tile::<2> $arguments,
+            3 => $tile::<3> $arguments,
+            4 => $tile::<4> $arguments,
+            5 => $tile::<5> $arguments,
+            _ => $tile::<6> $arguments,
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

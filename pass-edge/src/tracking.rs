@@ -8,6 +8,7 @@ use pass_core::propagation::{Clip, ClipShape};
 use crate::error::{Error, Result, prefix_mut};
 use crate::kernels::{Arithmetic, Job, Kernel, Work};
 use crate::parallel::{Pool, for_parts, used_threads};
+use crate::rows::rows_of_mut;
 
 /// Values of working memory that [`propagate`] needs with the threads of `pool`.
 pub fn propagate_scratch_len(shape: &ClipShape, pool: &dyn Pool) -> usize {
@@ -52,9 +53,8 @@ impl Job for Propagate<'_, '_> {
         let shape = clip.shape();
         let n = shape.grid().n_patches();
         let share = n.div_ceil(used_threads(pool));
-        let parts = out
-            .chunks_mut(share.saturating_mul(shape.classes()))
-            .zip(scratch.chunks_exact_mut(shape.scratch_len()))
+        let parts = rows_of_mut(out, share.saturating_mul(shape.classes()))
+            .zip(rows_of_mut(scratch, shape.scratch_len()))
             .enumerate()
             .map(|(index, (out, scratch))| Part {
                 clip,

@@ -8,6 +8,7 @@ mod features;
 mod import;
 mod output;
 mod quantize;
+mod quantizing_bar;
 mod run_folder;
 mod train;
 mod verify;
@@ -104,30 +105,5 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),
-    }
-}
-
-/// The progress of `quantize` and `verify`.
-struct QuantizingBar(indicatif::ProgressBar);
-
-fn quantizing_bar() -> QuantizingBar {
-    QuantizingBar(output::steps_bar())
-}
-
-impl QuantizingBar {
-    fn show(&self, progress: crate::quantize::Progress) {
-        use crate::quantize::Progress;
-        let (what, done, all) = match progress {
-            Progress::Photos(done, all) => ("reading photos", done, all),
-            Progress::Blocks(done, all) => ("quantizing blocks", done, all),
-            Progress::Device(done, all) => ("measuring on the device's code", done, all),
-        };
-        self.0.set_message(what);
-        self.0.set_length(all as u64);
-        self.0.set_position(done as u64);
-    }
-
-    fn clear(&self) {
-        self.0.finish_and_clear();
     }
 }

@@ -1,7 +1,7 @@
 //! Trained weights -> one `.pass` file for the device: int8 weights with one scale an output, and a promise how close the
 //! features are.
 //!
-//! Block by block, from the first to the last, on calibration photos (`calibrate`, [`round`]):
+//! Block by block, from the first to the last, on calibration photos (`smooth`, [`round`]):
 //!
 //! 1. *Smoothing.* Activation channels that stand out are divided, the weights that meet them multiplied (Xiao et al. 2023);
 //!    folded into the LayerNorms and the values of attention, it costs nothing on the device. How much is chosen
@@ -12,7 +12,6 @@
 //!
 //! Nothing is learned. The accuracy is measured with the device's own code on photos that took no part ([`fidelity`]).
 
-mod calibrate;
 mod error;
 pub mod fidelity;
 pub mod float_vit;
@@ -20,6 +19,7 @@ mod network;
 mod pca;
 mod read;
 pub mod round;
+mod smooth;
 
 use std::path::{Path, PathBuf};
 
@@ -158,6 +158,7 @@ pub fn run(
     if calibration.len() < settings.images {
         notes.push(format!("{} photos to calibrate on, {} asked for", calibration.len(), settings.images));
     }
+    // by the network as it was read, before anything is folded into its weights
     let exact: Vec<Array2<f32>> = measured.iter().map(|view| vit.forward(view.data())).collect();
     let quantized = network::quantize(&mut vit, settings.mode, &calibration, &measured, |done, all| {
         progress(Progress::Blocks(done, all));

@@ -68,20 +68,6 @@ impl Arithmetic for Avx2 {
     }
 }
 
-/// Calls `$tile::<ROWS>` for the number of rows of a block.
-macro_rules! by_rows {
-    ($rows:expr, $tile:ident, $arguments:tt) => {
-        match $rows {
-            1 => $tile::<1> $arguments,
-            2 => $tile::<2> $arguments,
-            3 => $tile::<3> $arguments,
-            4 => $tile::<4> $arguments,
-            5 => $tile::<5> $arguments,
-            _ => $tile::<6> $arguments,
-        }
-    };
-}
-
 #[target_feature(enable = "avx2")]
 fn matmul_i8(product: I8Product<'_>) {
     let I8Product { a, weight, sums, panels } = product;

@@ -91,20 +91,6 @@ impl Arithmetic for AvxVnni {
     }
 }
 
-/// Calls `$tile::<ROWS>` for the number of rows of a block.
-macro_rules! by_rows {
-    ($rows:expr, $tile:ident, $arguments:tt) => {
-        match $rows {
-            1 => $tile::<1> $arguments,
-            2 => $tile::<2> $arguments,
-            3 => $tile::<3> $arguments,
-            4 => $tile::<4> $arguments,
-            5 => $tile::<5> $arguments,
-            _ => $tile::<6> $arguments,
-        }
-    };
-}
-
 macro_rules! products {
     ($encoding:ident, $features:literal, $dpbusd:ident, $dpwssd:ident) => {
         mod $encoding {

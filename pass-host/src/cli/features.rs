@@ -75,9 +75,7 @@ fn start(settings: FeatureSettings) -> Result<u8, Error> {
         progress.set_position(done as u64);
     })?;
     progress.finish_and_clear();
-    for (name, reason) in &summary.bad {
-        output::warn(&format!("left out `{name}`: {reason}"));
-    }
+    output::warn_left_out(&summary.bad);
     if settings.json {
         output::print_json(&summary)?;
     } else {

@@ -38,6 +38,13 @@ pub(super) fn warn(line: &str) {
     note(&format!("{WARNING}warning:{WARNING:#} {line}"));
 }
 
+/// A warning for each image that could not be used.
+pub(super) fn warn_left_out(bad: &[(String, String)]) {
+    for (name, reason) in bad {
+        warn(&format!("left out `{name}`: {reason}"));
+    }
+}
+
 /// A bar with images done, speed and time left on standard error; nothing where that is no terminal.
 pub(super) fn bar() -> ProgressBar {
     let bar = ProgressBar::new(0);

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{output, quantizing_bar};
+use super::output;
+use super::quantizing_bar::QuantizingBar;
 use crate::config::run::Network;
 use crate::error::Error;
 use crate::quantize::{self, QuantizeReport, QuantizeSettings};
@@ -92,13 +93,10 @@ pub(super) fn run(args: QuantizeArgs) -> Result<u8, Error> {
         heads: args.heads,
         min_cosine: args.min_cosine,
     };
-    let bar = quantizing_bar();
-    let report = quantize::run(&settings, |progress| bar.show(progress));
-    bar.clear();
-    let report = report?;
-    for (name, reason) in &report.bad {
-        output::warn(&format!("left out `{name}`: {reason}"));
-    }
+    let bar = QuantizingBar::new();
+    let report = quantize::run(&settings, |progress| bar.show(progress))?;
+    drop(bar);
+    output::warn_left_out(&report.bad);
     if args.json {
         output::print_json(&report)?;
     } else {

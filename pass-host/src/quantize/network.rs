@@ -4,9 +4,9 @@ use ndarray::{Array1, Array2, Axis, concatenate, s};
 use pass_edge::format::Mode;
 use pass_edge::writer::TensorData;
 
-use super::calibrate::smooth;
 use super::float_vit::{AsItIs, AtInput, FloatVit, Linear, Norm};
 use super::round::{Gram, Rounded, quantized_rows, round_with_feedback};
+use super::smooth::smooth;
 use super::{fidelity, pca};
 use crate::data::augment::Planes;
 
