@@ -13,6 +13,7 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`evaluate`] | what the features are worth |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
@@ -23,6 +24,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod import;

@@ -134,6 +134,30 @@ impl Encoder {
         })
     }
 
+    /// A network in training, as it is now: the tensors are shared, not copied.
+    ///
+    /// # Errors
+    /// If `parameters` are not those of `architecture`.
+    pub fn of_network(
+        parameters: &Parameters,
+        architecture: &Architecture,
+        normalization: ([f32; 3], [f32; 3]),
+        device: &Device,
+    ) -> Result<Self> {
+        let ops = Ops::fused();
+        Ok(Self {
+            backbone: Vit::new(parameters, "backbone", architecture, ops)?,
+            aggregation: Some(AggregationHead::new(parameters, "ca_head", architecture.heads, ops)?),
+            norm: None,
+            architecture: architecture.clone(),
+            normalization,
+            parameters: parameters.clone(),
+            description: "the network in training".into(),
+            device: device.clone(),
+            ops,
+        })
+    }
+
     /// One line for people.
     pub fn description(&self) -> &str {
         &self.description
