@@ -303,7 +303,7 @@ mod tests {
     fn separable_classes_are_separated_and_the_rate_is_chosen_on_held_out_images() {
         let (train, val) = (clouds(1, 60, 2, 3, 0.2), clouds(2, 30, 1, 3, 0.2));
         for standardize in [false, true] {
-            let settings = LinearSettings { standardize, ..settings(&[1e-9, 1.0, 1e30]) };
+            let settings = LinearSettings { standardize, ..settings(&[1e-9, 1.0, 1e300]) };
             let rates = scores(&train, &val, &names(3), &settings).unwrap();
             let best = choose(&rates).unwrap();
             assert_eq!((best, rates[best].top1, rates[best].held_out_top1), (1, 1.0, 1.0), "{rates:?}");

@@ -13,7 +13,7 @@ use crate::evaluate::knn::{self, KnnReport, USUAL_K, USUAL_TEMPERATURE};
 #[command(after_help = "Examples:
   pass-host eval knn --weights runs/mine --data FLOWERS
   pass-host eval knn --weights runs/mine --train A --val B --k 10,20 --json knn.json")]
-pub(super) struct KnnArgs {
+pub(in crate::cli) struct KnnArgs {
     #[command(flatten)]
     folders: FolderArgs,
     /// Numbers of neighbors; more than there are training images are all of them.

@@ -16,7 +16,7 @@ use crate::evaluate::linear::{self, LinearReport, LinearSettings, USUAL_RATES};
 #[command(after_help = "Examples:
   pass-host eval linear --weights runs/mine --data FLOWERS
   pass-host eval linear --weights runs/mine --data FLOWERS --crops 10 --epochs 50 --json linear.json")]
-pub(super) struct LinearArgs {
+pub(in crate::cli) struct LinearArgs {
     #[command(flatten)]
     folders: FolderArgs,
     /// Learning rates for a batch of 256; the real ones follow the batch linearly [default: 13 from 1e-5 to 0.1].

@@ -20,7 +20,7 @@ Examples:
   pass-host eval retrieval --weights runs/mine --data CAMVID
   pass-host eval retrieval --weights runs/mine --data CAMVID --memory 50000 --size 224x224"
 )]
-pub(super) struct RetrievalArgs {
+pub(in crate::cli) struct RetrievalArgs {
     /// Images and masks.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
