@@ -143,7 +143,7 @@ impl Extraction {
             }
             progress(chunk.len());
         }
-        lost(images, classes, &labels, &bad)?;
+        check_classes(images, classes, &labels, &bad)?;
         let bad = bad.into_iter().map(|(image, reason)| (image.path.display().to_string(), reason)).collect();
         let rows = Array2::from_shape_vec((labels.len(), encoder.dim()), values)
             .map_err(|_| candle_core::Error::Msg("features of another width than the network's".into()))?;
@@ -151,8 +151,12 @@ impl Extraction {
     }
 }
 
-/// Fails if no image, or none of a class that had some, could be used.
-fn lost(
+/// Fails if no image, or none of a class that had some, could be used: `labels` are those of the images that could, `bad`
+/// the others.
+///
+/// # Errors
+/// [`EvaluateError::AllBad`], [`EvaluateError::ClassLost`].
+pub fn check_classes(
     images: &[Labelled],
     classes: &[String],
     labels: &[usize],
@@ -297,9 +301,12 @@ mod tests {
         let images = [image(0), image(1)];
         let classes = ["cat".to_owned(), "dog".to_owned()];
         let bad = [(&images[1], "cut".to_owned())];
-        let error = lost(&images, &classes, &[0], &bad).unwrap_err();
+        let error = check_classes(&images, &classes, &[0], &bad).unwrap_err();
         assert_eq!(error.to_string(), "no image of class `dog` could be used; the first: `1.jpg`: cut");
-        assert!(lost(&images, &classes, &[0, 1], &bad).is_ok());
-        assert!(matches!(lost(&images, &classes, &[], &bad), Err(EvaluateError::AllBad { count: 2, .. })));
+        assert!(check_classes(&images, &classes, &[0, 1], &bad).is_ok());
+        assert!(matches!(
+            check_classes(&images, &classes, &[], &bad),
+            Err(EvaluateError::AllBad { count: 2, .. })
+        ));
     }
 }

@@ -28,7 +28,7 @@ use crate::data::augment::Augmenter;
 use crate::model::encoder::Encoder;
 use bank::{Bank, choose, patch_shares, uniform};
 use confusion::{Confusion, Scores};
-use masks::{Dataset, Picture, Sample};
+use masks::{Dataset, IGNORED, Picture, Sample};
 use read_out::{enlarge, read_out};
 
 /// How scenes are parsed.
@@ -110,6 +110,11 @@ impl Scene {
         let label_size = (image.height as usize, image.width as usize);
         let name = sample.image.display().to_string();
         Ok(Self { view, size: (height, width), labels, label_size, name })
+    }
+
+    /// Whether any pixel counts.
+    pub fn is_labelled(&self) -> bool {
+        self.labels.iter().any(|&label| label != IGNORED)
     }
 }
 
