@@ -136,7 +136,7 @@ fn retrieval_equals_brute_force() {
         let expected: Vec<usize> =
             (0..patches).filter(|patch| chosen[image * patches + patch] == 1).collect();
         assert_eq!(kept, expected, "patches of image {image}");
-        let mut add = |bank: &mut Bank, patches_kept: &[usize]| {
+        let add = |bank: &mut Bank, patches_kept: &[usize]| {
             for &patch in patches_kept {
                 let feature = features.row(image * patches + patch);
                 bank.push(
@@ -310,7 +310,7 @@ fn faults_are_told() {
             1,
             "train/train`: expected a folder of class folders",
         ),
-        (eval("linear", &run, &classes, &["--lrs", "-1"]), 2, "`--lrs`: expected a number above 0"),
+        (eval("linear", &run, &classes, &["--lrs=-1"]), 2, "`--lrs`: expected a number above 0"),
         (
             eval("retrieval", &run, &classes, &[]),
             1,

@@ -163,6 +163,15 @@ pub fn check_size(encoder: &Encoder, size: Option<(usize, usize)>) -> Result<(),
     }
 }
 
+/// Scenes of one size and their features.
+struct Part<'s> {
+    scenes: &'s [Scene],
+    /// `[scenes · N, D]`, L2-normalized.
+    rows: Array2<f32>,
+    /// Rows and columns of the patches of a scene.
+    grid: (usize, usize),
+}
+
 /// The bank and the confusion as they grow.
 pub struct Parser<'a> {
     encoder: &'a Encoder,
@@ -197,7 +206,7 @@ impl<'a> Parser<'a> {
     /// As [`run`].
     pub fn learn(&mut self, scenes: &[Scene]) -> Result<(), EvaluateError> {
         let classes = self.data.classes.len();
-        for (scenes, features, grid) in self.features(scenes)? {
+        for Part { scenes, rows: features, grid } in self.features(scenes)? {
             let patches = grid.0 * grid.1;
             for (scene, features) in scenes.iter().zip(features.axis_chunks_iter(ndarray::Axis(0), patches)) {
                 let shares = patch_shares(&scene.labels, scene.label_size, grid, classes);
@@ -221,7 +230,7 @@ impl<'a> Parser<'a> {
         if self.bank.is_empty() {
             return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }
-        for (scenes, features, grid) in self.features(scenes)? {
+        for Part { scenes, rows: features, grid } in self.features(scenes)? {
             let soft = read_out(&self.bank, features.view(), self.settings.k, self.settings.temperature);
             for (scene, soft) in scenes.iter().zip(soft.axis_chunks_iter(ndarray::Axis(0), grid.0 * grid.1)) {
                 self.confusion.add(&scene.labels, &enlarge(soft, grid, scene.label_size));
@@ -261,12 +270,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Features of neighboring scenes of one size together: `[scenes · N, D]`, L2-normalized, and their grid.
-    #[expect(clippy::type_complexity, reason = "three things that belong together for the length of a loop")]
-    fn features<'s>(
-        &self,
-        scenes: &'s [Scene],
-    ) -> Result<Vec<(&'s [Scene], Array2<f32>, (usize, usize))>, EvaluateError> {
+    /// Features of the scenes, those of neighbors of one size together.
+    fn features<'s>(&self, scenes: &'s [Scene]) -> Result<Vec<Part<'s>>, EvaluateError> {
         let mut parts = Vec::new();
         for scenes in scenes.chunk_by(|a, b| a.size == b.size) {
             let (height, width) = scenes[0].size;
@@ -281,7 +286,7 @@ impl<'a> Parser<'a> {
             let mut rows = Array2::from_shape_vec((scenes.len() * count, dim), values)
                 .map_err(|_| candle_core::Error::Msg("features of another size than the network's".into()))?;
             normalize_rows(&mut rows);
-            parts.push((scenes, rows, patches.grid));
+            parts.push(Part { scenes, rows, grid: patches.grid });
         }
         Ok(parts)
     }

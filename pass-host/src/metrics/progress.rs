@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn losses_stand_beside_their_ln_k() {
-        let progress = Progress::new(100, 10, 1024, 512);
+        let mut progress = Progress::new(100, 10, 1024, 512);
         let metrics = Metrics {
             step: 20,
             epoch: 1.5,
@@ -155,7 +155,6 @@ mod tests {
             progress.numbers(&metrics),
             "  epoch 1.50  class 5.21 (ln K 6.93)  patch 6.00 (ln K 6.24)  42.2 images/s  data wait 3 %"
         );
-        let mut progress = progress;
         progress.log(&Metrics { knn_top1: Some(0.875), ..metrics });
         progress.log(&metrics);
         assert!(progress.last.contains("(ln K 6.24)  k-NN 87.5 %  42.2 images/s"), "{}", progress.last);
