@@ -12,6 +12,7 @@ mod quantizing_bar;
 mod run_folder;
 mod train;
 mod verify;
+mod viz;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -46,6 +47,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
     #[command(subcommand)]
+    Viz(viz::VizCommand),
+    #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -57,6 +60,7 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
+            Command::Viz(command) => command.compute(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -102,6 +106,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Import(args) => import::run(args),
+        Command::Viz(command) => viz::run(command),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -7,6 +7,7 @@ use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
 use crate::train::TrainError;
 
@@ -49,6 +50,9 @@ pub enum Error {
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A picture.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -73,6 +77,7 @@ impl Error {
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),
+            Self::Picture(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

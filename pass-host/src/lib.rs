@@ -13,6 +13,7 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
@@ -31,6 +32,8 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod pca;
+pub mod picture;
 pub mod quantize;
 pub mod random;
 pub mod train;

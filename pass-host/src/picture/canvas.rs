@@ -98,7 +98,12 @@ impl Canvas {
     /// # Panics
     /// Outside the canvas.
     pub fn get(&self, x: usize, y: usize) -> Rgb {
-        assert!(x < self.width && y < self.height, "({x}, {y}) on a canvas of {}x{}", self.width, self.height);
+        assert!(
+            x < self.width && y < self.height,
+            "({x}, {y}) on a canvas of {}x{}",
+            self.width,
+            self.height
+        );
         let at = (y * self.width + x) * 3;
         [self.pixels[at], self.pixels[at + 1], self.pixels[at + 2]]
     }
@@ -133,8 +138,7 @@ impl Canvas {
     pub fn frame(&mut self, area: Rect, thickness: usize, color: Rgb) {
         let inner = area.shrunk(thickness);
         self.map(area, |x, y, old| {
-            let inside =
-                (inner.left..inner.right).contains(&x) && (inner.top..inner.bottom).contains(&y);
+            let inside = (inner.left..inner.right).contains(&x) && (inner.top..inner.bottom).contains(&y);
             if inside { old } else { color }
         });
     }
@@ -162,7 +166,8 @@ impl Canvas {
     pub fn part(&self, area: Rect) -> Self {
         assert!(area.right <= self.width && area.bottom <= self.height, "{area:?} within the canvas");
         let rows = area.top..area.bottom;
-        let row = |y: usize| &self.pixels[(y * self.width + area.left) * 3..(y * self.width + area.right) * 3];
+        let row =
+            |y: usize| &self.pixels[(y * self.width + area.left) * 3..(y * self.width + area.right) * 3];
         Self { width: area.width(), height: area.height(), pixels: rows.flat_map(row).copied().collect() }
     }
 

@@ -41,7 +41,8 @@ pub enum Align {
     Right,
 }
 
-static REGULAR: LazyLock<FontRef<'static>> = LazyLock::new(|| font(include_bytes!("fonts/Roboto-Regular.ttf")));
+static REGULAR: LazyLock<FontRef<'static>> =
+    LazyLock::new(|| font(include_bytes!("fonts/Roboto-Regular.ttf")));
 static MEDIUM: LazyLock<FontRef<'static>> = LazyLock::new(|| font(include_bytes!("fonts/Roboto-Medium.ttf")));
 
 fn font(bytes: &'static [u8]) -> FontRef<'static> {
@@ -150,7 +151,8 @@ mod tests {
             let mut canvas = Canvas::new(200, 30, [255; 3]);
             let width = canvas.write("Attention", 100, 2, align, STYLE);
             assert!((60..100).contains(&width), "{width}");
-            let (all, inside) = (ink(&canvas, canvas.bounds()), ink(&canvas, Rect::at(from, 2, to - from, 24)));
+            let (all, inside) =
+                (ink(&canvas, canvas.bounds()), ink(&canvas, Rect::at(from, 2, to - from, 24)));
             assert!(all > 100 && inside == all, "{align:?}: {inside} of {all}");
         }
     }
