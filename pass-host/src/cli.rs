@@ -9,6 +9,7 @@ mod import;
 mod output;
 mod quantize;
 mod quantizing_bar;
+mod report;
 mod run_folder;
 mod train;
 mod verify;
@@ -48,6 +49,7 @@ enum Command {
     Import(import::ImportArgs),
     #[command(subcommand)]
     Viz(viz::VizCommand),
+    Report(report::ReportArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -61,6 +63,7 @@ impl Cli {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
             Command::Viz(command) => command.compute(),
+            Command::Report(args) => &args.compute,
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -107,6 +110,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Verify(args) => verify::run(args),
         Command::Import(args) => import::run(args),
         Command::Viz(command) => viz::run(command),
+        Command::Report(args) => report::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -9,6 +9,7 @@ use crate::import::ImportError;
 use crate::metrics::MetricsError;
 use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
+use crate::report::ReportError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -53,6 +54,9 @@ pub enum Error {
     /// A picture.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// The page of a run.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -78,6 +82,7 @@ impl Error {
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),
             Self::Picture(error) => error.hint(),
+            Self::Report(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

@@ -14,6 +14,7 @@
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
+//! | [`report`] | a run as one HTML page |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
@@ -36,4 +37,5 @@ pub mod pca;
 pub mod picture;
 pub mod quantize;
 pub mod random;
+pub mod report;
 pub mod train;

@@ -72,7 +72,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request) -> Result<S
             }
         }
         if !request.per_head {
-            rows.push(Row { label: view.file_name().into(), panels });
+            rows.push(Row { label: view.file_name(), panels });
         }
     }
     if request.per_head {

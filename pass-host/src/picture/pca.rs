@@ -76,7 +76,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request) -> Result<S
         .map(|photo| View::new(photo, request.size, patch, models))
         .collect::<Result<Vec<_>, _>>()?;
     let image = |view: &View<'_>| Row {
-        label: view.file_name().into(),
+        label: view.file_name(),
         panels: vec![Panel { picture: view.drawn(), caption: String::new() }],
     };
     let mut rows: Vec<Row> = views.iter().map(image).collect();

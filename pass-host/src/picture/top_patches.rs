@@ -19,7 +19,7 @@ pub const SHARE: f64 = 0.1;
 /// Outline of the kept patches.
 const OUTLINE: Rgb = [255, 214, 10];
 /// How bright the other patches stay.
-const DIMMED: f32 = 0.32;
+const DIMMED: f32 = 0.42;
 
 /// What to draw.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
         scale: None,
         note: format!(
             "The {:.0} % of the patches that the framed patch attends to most (last block{}). Below: how many, and their \
-             share of its attention to all patches.",
+             share of its attention to patches.",
             100.0 * request.share,
             if request.per_head { "" } else { ", mean over the heads" },
         ),
@@ -150,7 +150,7 @@ fn panel(
     let all: f32 = attention.iter().sum();
     let held: f32 = chosen.iter().map(|patch| attention[*patch]).sum();
     let caption = format!(
-        "{} of {} patches, {:.0} % of it",
+        "{} of {} patches, {:.0} % of the attention",
         chosen.len(),
         attention.len(),
         100.0 * held / all.max(f32::MIN_POSITIVE)
@@ -225,7 +225,7 @@ mod tests {
         (weights[7], weights[8], weights[20], weights[35]) = (0.4, 0.3, 0.2, 0.1);
         let place = Query::Patch { row: 5, column: 0 }.place(&view, grid).unwrap();
         let panel = panel(&view, grid, &weights, place, QUERIES[0], SHARE);
-        assert_eq!(panel.caption, "4 of 36 patches, 100 % of it");
+        assert_eq!(panel.caption, "4 of 36 patches, 100 % of the attention");
         let (plain, picture) = (view.drawn(), panel.picture);
         let middle = |patch| {
             let area = cell(grid, patch, panel_size);

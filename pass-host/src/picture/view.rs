@@ -1,6 +1,5 @@
 //! An image at a size that patches divide: for the network and for the page.
 
-use std::path::Path;
 use std::str::FromStr;
 
 use candle_core::{Result, Tensor};
@@ -126,9 +125,11 @@ impl<'a> View<'a> {
         Self { photo, region, height, width, patch }
     }
 
-    /// File name of the image.
-    pub fn file_name(&self) -> &str {
-        Path::new(&self.photo.name).file_name().and_then(|name| name.to_str()).unwrap_or(&self.photo.name)
+    /// The end of its path: file and folder.
+    pub fn file_name(&self) -> String {
+        let parts: Vec<&str> =
+            self.photo.name.rsplit(['/', '\\']).take(2).filter(|part| !part.is_empty()).collect();
+        parts.into_iter().rev().collect::<Vec<_>>().join("/")
     }
 
     /// Path of the image.
