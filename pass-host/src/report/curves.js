@@ -89,7 +89,7 @@
     });
     self.smooth = spec.curves.map((curve) => curve.values);
     self.restyle = () => {
-      self.smooth = spec.curves.map((curve) => smoothed(curve.values, state.smoothing));
+      self.smooth = spec.curves.map((curve) => (spec.exact ? curve.values : smoothed(curve.values, state.smoothing)));
     };
 
     // set by draw: from a value to a pixel
@@ -139,8 +139,10 @@
         axes += `<text x="${MARGIN.left - 6}" y="${y}" dy="4" text-anchor="end">${shown(value)}</text>`;
       }
       for (const value of to > from ? ticks(from, to, Math.max(2, width / 90)) : [from]) {
-        const place = across(value).toFixed(1);
-        axes += `<text x="${place}" y="${HEIGHT - 5}" text-anchor="middle">${shown(value)}</text>`;
+        const place = across(value);
+        const anchor = place > right - 14 ? "end" : "middle";
+        const x = anchor === "end" ? right + MARGIN.right - 1 : place.toFixed(1);
+        axes += `<text x="${x}" y="${HEIGHT - 5}" text-anchor="${anchor}">${shown(value)}</text>`;
       }
       find(".axes").innerHTML = axes;
 
@@ -153,7 +155,7 @@
       }
       spec.curves.forEach((curve, index) => {
         const color = `var(--c${index % 4})`;
-        if (state.smoothing > 0) {
+        if (state.smoothing > 0 && !spec.exact) {
           curves += `<path class="raw" stroke="${color}" d="${path(curve.values)}"></path>`;
         }
         curves += `<path class="curve" stroke="${color}" d="${path(self.smooth[index])}"></path>`;

@@ -21,6 +21,8 @@ struct Chart {
     about: String,
     curves: Vec<Curve>,
     lines: Vec<Line>,
+    /// A schedule, which is drawn as it is.
+    exact: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,6 +49,9 @@ struct Plan {
     keys: &'static [(&'static str, &'static str)],
 }
 
+/// The keys of schedules.
+const SCHEDULES: [&str; 4] = ["lr", "weight_decay", "momentum", "teacher_temp"];
+
 /// The charts in the order of the page. Keys that are in none get one of their own behind them.
 const PLANS: [Plan; 12] = [
     Plan {
@@ -66,7 +71,7 @@ const PLANS: [Plan; 12] = [
     },
     Plan {
         title: "Spread of the features",
-        about: "standard deviation; dashed: evenly spread, and the limit below which all are called equal",
+        about: "standard deviation; dashed: evenly spread, all equal",
         keys: &[("feature_std", "features")],
     },
     Plan {
@@ -105,7 +110,8 @@ pub fn data(log: &Log, config: Option<&TrainConfig>) -> Data {
             curves.push(Curve { key: (*key).into(), name: (*name).into(), values: single(values) });
         }
         if !curves.is_empty() {
-            charts.push(Chart { title: plan.title.into(), about: plan.about.into(), curves, lines });
+            let exact = plan.keys.iter().all(|(key, _)| SCHEDULES.contains(key));
+            charts.push(Chart { title: plan.title.into(), about: plan.about.into(), curves, lines, exact });
         }
     }
     for column in thin.columns().iter().filter(|column| !known.contains(&column.key.as_str())) {
@@ -116,6 +122,7 @@ pub fn data(log: &Log, config: Option<&TrainConfig>) -> Data {
             about: String::new(),
             curves: vec![curve],
             lines: Vec::new(),
+            exact: false,
         });
     }
     Data {

@@ -112,20 +112,22 @@ fn crops(photos: &[Photo], config: &TrainConfig) -> Result<Html, image::ImageErr
     Ok(html)
 }
 
-/// The first, the middle and the last of the kept checkpoints.
+/// The first and the last of the kept checkpoints, and the one nearest to the middle between them.
 fn chosen_checkpoints(run: &Path) -> Vec<PathBuf> {
-    let folder = checkpoints(run);
-    let mut found: Vec<PathBuf> = std::fs::read_dir(&folder)
-        .map(|entries| entries.flatten().map(|entry| entry.path()).collect())
-        .unwrap_or_default();
-    let is_step = |path: &PathBuf| {
-        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with("step-"))
-    };
-    found.retain(is_step);
+    let entries = std::fs::read_dir(checkpoints(run)).map(|entries| entries.flatten().collect::<Vec<_>>());
+    let step = |path: &Path| path.file_name()?.to_str()?.strip_prefix("step-")?.parse::<u64>().ok();
+    let mut found: Vec<(u64, PathBuf)> = entries
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|entry| Some((step(&entry.path())?, entry.path())))
+        .collect();
     found.sort();
-    let mut places = vec![0, found.len() / 2, found.len().saturating_sub(1)];
-    places.dedup();
-    places.into_iter().filter_map(|place| found.get(place).cloned()).collect()
+    let (Some(first), Some(last)) = (found.first(), found.last()) else { return Vec::new() };
+    let middle = (first.0 + last.0) / 2;
+    let nearest = found.iter().min_by_key(|(step, _)| step.abs_diff(middle)).unwrap_or(first);
+    let mut chosen = vec![first, nearest, last];
+    chosen.dedup();
+    chosen.into_iter().map(|(_, path)| path.clone()).collect()
 }
 
 fn maps(
@@ -190,4 +192,27 @@ fn laid_out(sheet: &Sheet) -> Result<Html, image::ImageError> {
     }
     html.close("tbody").close("table").close("div");
     Ok(html)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_middle_and_last_checkpoint_are_shown() {
+        let chosen = |steps: &[u64]| {
+            let dir = tempfile::tempdir().unwrap();
+            for step in steps {
+                std::fs::create_dir_all(checkpoints(dir.path()).join(format!("step-{step:08}"))).unwrap();
+            }
+            std::fs::create_dir_all(checkpoints(dir.path()).join("step-x")).unwrap();
+            let name = |path: PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+            chosen_checkpoints(dir.path()).into_iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(chosen(&[]), [""; 0]);
+        assert_eq!(chosen(&[7]), ["step-00000007"]);
+        assert_eq!(chosen(&[7, 9]), ["step-00000007", "step-00000009"]);
+        let many = chosen(&[500, 1000, 1300, 1400, 1500]);
+        assert_eq!(many, ["step-00000500", "step-00001000", "step-00001500"]);
+    }
 }
