@@ -1,5 +1,6 @@
 //! `viz` on a tiny trained network: pages, and errors that name what is wrong.
 
+#[expect(dead_code, reason = "some helpers serve other tests")]
 mod program;
 
 use std::path::{Path, PathBuf};

@@ -136,10 +136,10 @@ impl Canvas {
 
     /// The line of `thickness` pixels along the inner edge of a rectangle.
     pub fn frame(&mut self, area: Rect, thickness: usize, color: Rgb) {
-        let inner = area.shrunk(thickness);
         self.map(area, |x, y, old| {
-            let inside = (inner.left..inner.right).contains(&x) && (inner.top..inner.bottom).contains(&y);
-            if inside { old } else { color }
+            let across = x < area.left + thickness || x + thickness >= area.right;
+            let down = y < area.top + thickness || y + thickness >= area.bottom;
+            if across || down { color } else { old }
         });
     }
 
