@@ -58,11 +58,11 @@ fn every_picture_is_drawn_at_any_size() {
             assert_eq!(summary["file"], out.path().join(format!("{kind}.png")).to_str().unwrap());
             assert_eq!(summary["images"].as_array().unwrap().len(), 2);
             assert!(image.width >= 900 && image.height > 400, "{kind}: {}x{}", image.width, image.height);
-            // drawing has no randomness
-            let first = image.data.clone();
-            assert!(first == page(out.path(), &both).0.data, "{kind} at {size} differs the second time");
         }
     }
+    // drawing has no randomness
+    let one = ["pca", &a, "--weights", &weights, "--size", "64", "--panel", "64"];
+    assert!(page(out.path(), &one).0 == page(out.path(), &one).0);
     for flags in [&["pca", "--no-foreground", "--enlarge", "nearest"][..], &["pca", "--swap-foreground"]] {
         page(out.path(), &[flags, &[&a, "--weights", &weights]].concat());
     }

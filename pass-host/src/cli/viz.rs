@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::model::encoder::EncoderOptions;
 use crate::picture::query::{self, Query};
 use crate::picture::sheet::Sheet;
-use crate::picture::view::{Photo, ViewSize};
+use crate::picture::view::{self, Layout, Photo, ViewSize};
 use crate::picture::{self, Model, PictureError};
 
 /// Draw what networks see: attention, positives, principal components.
@@ -45,7 +45,7 @@ impl VizCommand {
     }
 }
 
-/// What every picture needs.
+/// What every picture needs; flattened last, since the heading of its compute flags holds for all that follow.
 #[derive(Debug, Args)]
 pub(super) struct CommonArgs {
     /// Images: files, folders, tars or @lists.
@@ -64,6 +64,9 @@ pub(super) struct CommonArgs {
     /// Shorter side in pixels, or HEIGHTxWIDTH (480x854); rounded down to a multiple of the patch size.
     #[arg(long, value_name = "SIZE", default_value = "224", value_parser = str::parse::<ViewSize>)]
     size: ViewSize,
+    /// Shorter side of a panel on the page in pixels, about.
+    #[arg(long, value_name = "PIXELS", default_value_t = view::PANEL as u16, value_parser = clap::value_parser!(u16).range(32..=2048))]
+    panel: u16,
     /// Draw at most N images.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=512))]
     limit: u16,
@@ -78,6 +81,12 @@ pub(super) struct CommonArgs {
     json: bool,
     #[command(flatten)]
     compute: ComputeArgs,
+}
+
+impl CommonArgs {
+    fn layout(&self) -> Layout {
+        Layout { size: self.size, panel: self.panel.into() }
+    }
 }
 
 /// Which patches are asked about.

@@ -8,7 +8,7 @@ use super::colors::{heat, luma};
 use super::field::{Enlarge, enlarge};
 use super::sheet::{Panel, Row, Scale, Sheet};
 use super::top_patches::mean_over_heads;
-use super::view::{Photo, View, ViewSize};
+use super::view::{Layout, Photo, View};
 use super::{Model, PictureError, common_patch};
 
 /// How much of a panel is color; the rest is the image in gray.
@@ -21,8 +21,8 @@ const LIGHT: f64 = 0.99;
 pub struct Request {
     /// Also every head by itself.
     pub per_head: bool,
-    /// Size of the image.
-    pub size: ViewSize,
+    /// Sizes.
+    pub layout: Layout,
     /// How patches become pixels.
     pub enlarge: Enlarge,
 }
@@ -47,7 +47,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request) -> Result<S
     let patch = common_patch(models);
     let (mut rows, mut columns, mut most_heads) = (Vec::new(), Vec::new(), 0);
     for photo in photos {
-        let view = View::new(photo, request.size, patch, models)?;
+        let view = View::new(photo, request.layout, patch, models)?;
         let image = Panel { picture: view.drawn(), caption: String::new() };
         let mut panels = vec![image.clone()];
         columns = vec![String::from("image")];
@@ -157,6 +157,7 @@ fn overlay(picture: &mut Canvas, values: &[f32], grid: (usize, usize), light: f3
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::picture::view::ViewSize;
     use crate::picture::view::tests::photo;
 
     #[test]
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn light_patches_have_the_light_color() {
         let photo = photo(64, 64);
-        let view = View::new(&photo, ViewSize::Short(64), 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Short(64).into(), 16, &[]).unwrap();
         let mut attention = vec![0.0; 16];
         attention[5] = 0.3;
         attention[6] = 0.3;
@@ -189,7 +190,7 @@ mod tests {
     #[test]
     fn all_zero_attention_is_dark() {
         let photo = photo(64, 64);
-        let view = View::new(&photo, ViewSize::Short(64), 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Short(64).into(), 16, &[]).unwrap();
         let panel = panel(&view, &[0.0; 16], (4, 4), Enlarge::Smooth);
         assert_eq!(panel.caption, "strongest 0.0×");
     }

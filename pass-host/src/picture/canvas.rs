@@ -182,12 +182,8 @@ impl Canvas {
     /// The bytes of a PNG file.
     pub fn to_png(&self) -> Result<Vec<u8>, image::ImageError> {
         let mut bytes = Cursor::new(Vec::new());
-        PngEncoder::new_with_quality(&mut bytes, CompressionType::Best, FilterType::Adaptive).write_image(
-            &self.pixels,
-            self.width as u32,
-            self.height as u32,
-            ExtendedColorType::Rgb8,
-        )?;
+        PngEncoder::new_with_quality(&mut bytes, CompressionType::Default, FilterType::Adaptive)
+            .write_image(&self.pixels, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)?;
         Ok(bytes.into_inner())
     }
 }

@@ -11,7 +11,7 @@ use super::canvas::{Canvas, mixed};
 use super::colors::{NIGHT, Rgb};
 use super::field::{Enlarge, enlarge};
 use super::sheet::{Panel, Row, Sheet};
-use super::view::{Photo, View, ViewSize};
+use super::view::{Layout, Photo, View};
 use super::{Model, PictureError, common_patch};
 use crate::pca::PrincipalComponents;
 
@@ -41,8 +41,8 @@ pub enum Foreground {
 pub struct Request {
     /// Which patches are colored.
     pub foreground: Foreground,
-    /// Size of the images.
-    pub size: ViewSize,
+    /// Sizes.
+    pub layout: Layout,
     /// How patches become pixels.
     pub enlarge: Enlarge,
 }
@@ -73,7 +73,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request) -> Result<S
     let patch = common_patch(models);
     let views = photos
         .iter()
-        .map(|photo| View::new(photo, request.size, patch, models))
+        .map(|photo| View::new(photo, request.layout, patch, models))
         .collect::<Result<Vec<_>, _>>()?;
     let image = |view: &View<'_>| Row {
         label: view.file_name(),

@@ -9,7 +9,7 @@ use super::label::{Align, Style, Weight};
 use super::query::Query;
 use super::sheet::{Panel, Row, Scale, Sheet};
 use super::top_patches::asked;
-use super::view::{Photo, View, ViewSize};
+use super::view::{Layout, Photo, View};
 use super::{Model, PictureError, common_patch};
 use crate::config::{Border, PatchObjective, Window};
 use crate::model::aggregation::AggregationHead;
@@ -33,8 +33,8 @@ pub struct Request<'a> {
     pub border: Border,
     /// Positives.
     pub k: usize,
-    /// Size of the image.
-    pub size: ViewSize,
+    /// Sizes.
+    pub layout: Layout,
 }
 
 /// One patch around the query.
@@ -67,7 +67,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
     let patch = common_patch(models);
     let mut rows = Vec::new();
     for photo in photos {
-        let view = View::new(photo, request.size, patch, models)?;
+        let view = View::new(photo, request.layout, patch, models)?;
         let features = models
             .iter()
             .map(|model| model.encoder.patch_features(&view.tensor(model)?))
@@ -255,6 +255,7 @@ fn inscribe(canvas: &mut Canvas, tile: Rect, large: &str, small: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::picture::view::ViewSize;
 
     #[test]
     fn windows_wrap_or_end_at_the_edge() {
@@ -268,7 +269,7 @@ mod tests {
     #[test]
     fn positives_are_framed_and_the_others_gray() {
         let photo = crate::picture::view::tests::photo(96, 96);
-        let view = View::new(&photo, ViewSize::Short(96), 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Short(96).into(), 16, &[]).unwrap();
         let neighbor = |patch, weights| Some(Neighbor { patch, similarity: 0.5, weights });
         let tiles = vec![
             neighbor(0, Some([0.5, 0.1])),

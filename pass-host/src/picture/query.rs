@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn patches_and_pixels_find_their_cell() {
         let photo = photo(400, 200);
-        let view = View::new(&photo, ViewSize::Sides { height: 96, width: 96 }, 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Sides { height: 96, width: 96 }.into(), 16, &[]).unwrap();
         let grid = (6, 6);
         let at = |query: Query| query.place(&view, grid).map(|place| place.patch(grid));
         assert_eq!(at(Query::patch("2, 5").unwrap()).unwrap(), 17);
@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn places_outside_are_refused() {
         let photo = photo(400, 200);
-        let view = View::new(&photo, ViewSize::Short(96), 96, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Short(96).into(), 96, &[]).unwrap();
         let error = Query::Patch { row: 6, column: 0 }.place(&view, (6, 12)).unwrap_err();
         let text =
             "query patch (6, 0) of image `folder/gradient.png`: expected a row below 6 and a column below 12";
         assert_eq!(error.to_string(), text);
-        let view = View::new(&photo, ViewSize::Sides { height: 96, width: 96 }, 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Sides { height: 96, width: 96 }.into(), 16, &[]).unwrap();
         let error = Query::Pixel { x: 99, y: 0 }.place(&view, (6, 6)).unwrap_err();
         assert!(error.to_string().contains("expected x from 100 to 299 and y from 0 to 199"), "{error}");
         assert!(

@@ -9,7 +9,7 @@ use super::canvas::Canvas;
 use super::colors::{QUERIES, Rgb, luma};
 use super::query::{Place, Query};
 use super::sheet::{Panel, Row, Sheet};
-use super::view::{Photo, View, ViewSize, cell};
+use super::view::{Layout, Photo, View, cell};
 use super::{Model, PictureError, common_patch};
 use crate::model::encoder::Attention;
 
@@ -30,8 +30,8 @@ pub struct Request<'a> {
     pub share: f64,
     /// Also every head by itself.
     pub per_head: bool,
-    /// Size of the image.
-    pub size: ViewSize,
+    /// Sizes.
+    pub layout: Layout,
 }
 
 /// The `round(share · N)` patches (at least one) with the largest attention, largest first; equal ones in their order.
@@ -53,7 +53,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
     let mut rows = Vec::new();
     let mut heads = 0;
     for photo in photos {
-        let view = View::new(photo, request.size, patch, models)?;
+        let view = View::new(photo, request.layout, patch, models)?;
         let attention = models.iter().map(|model| attention(model, &view)).collect::<Result<Vec<_>, _>>()?;
         let Some(first) = attention.first().map(|attention| attention.grid) else { break };
         for (index, query) in request.queries.iter().enumerate() {
@@ -191,6 +191,7 @@ fn highlight(picture: &mut Canvas, grid: (usize, usize), chosen: &[usize]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::picture::view::ViewSize;
     use crate::picture::view::tests::photo;
     use candle_core::Tensor;
 
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn chosen_patches_keep_their_pixels_and_the_query_is_marked() {
         let photo = photo(96, 96);
-        let view = View::new(&photo, ViewSize::Short(96), 16, &[]).unwrap();
+        let view = View::new(&photo, ViewSize::Short(96).into(), 16, &[]).unwrap();
         let (grid, panel_size) = ((6, 6), view.panel());
         let mut weights = vec![0.0; 36];
         (weights[7], weights[8], weights[20], weights[35]) = (0.4, 0.3, 0.2, 0.1);

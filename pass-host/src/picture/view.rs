@@ -10,9 +10,7 @@ use crate::data::augment::{CropBox, Planes, Resampler, normalize_into};
 use crate::data::decode::Rgb8Image;
 
 /// Shorter side of a panel on the page, pixels.
-const PANEL: f64 = 320.0;
-/// Longer side of a panel, pixels.
-const LONG_PANEL: f64 = 640.0;
+pub const PANEL: usize = 320;
 /// Longest side of a view in shorter sides; what is more is cut off.
 const MOST_ELONGATED: usize = 3;
 
@@ -60,6 +58,21 @@ impl FromStr for ViewSize {
     }
 }
 
+/// Sizes for the network and for the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// What the network sees.
+    pub size: ViewSize,
+    /// Shorter side of a panel on the page, about; the longer side is at most twice that.
+    pub panel: usize,
+}
+
+impl From<ViewSize> for Layout {
+    fn from(size: ViewSize) -> Self {
+        Self { size, panel: PANEL }
+    }
+}
+
 impl ViewSize {
     /// Height and width of a view of an image, both multiples of `patch` and at least that.
     fn of(self, image: &Rgb8Image, patch: usize) -> (usize, usize) {
@@ -84,6 +97,7 @@ pub struct View<'a> {
     height: usize,
     width: usize,
     patch: usize,
+    panel: usize,
 }
 
 impl<'a> View<'a> {
@@ -93,11 +107,11 @@ impl<'a> View<'a> {
     /// [`PictureError::TooLarge`] for more patches than an attention matrix can hold, as the finest of `models` sees it.
     pub fn new(
         photo: &'a Photo,
-        size: ViewSize,
+        layout: Layout,
         patch: usize,
         models: &[Model],
     ) -> std::result::Result<Self, PictureError> {
-        let view = Self::unchecked(photo, size, patch);
+        let view = Self::unchecked(photo, layout, patch);
         let finest = models.iter().map(|model| model.encoder.stride()).min().unwrap_or(patch);
         let patches = (view.height / finest) * (view.width / finest);
         if patches > MOST_PATCHES {
@@ -107,8 +121,8 @@ impl<'a> View<'a> {
         Ok(view)
     }
 
-    fn unchecked(photo: &'a Photo, size: ViewSize, patch: usize) -> Self {
-        let (height, width) = size.of(&photo.image, patch);
+    fn unchecked(photo: &'a Photo, layout: Layout, patch: usize) -> Self {
+        let (height, width) = layout.size.of(&photo.image, patch);
         let (rows, columns) = (photo.image.height as usize, photo.image.width as usize);
         let (part_rows, part_columns) = if columns * height > rows * width {
             (rows, (rows * width + height / 2) / height)
@@ -122,7 +136,7 @@ impl<'a> View<'a> {
             width: part_columns as u32,
             height: part_rows as u32,
         };
-        Self { photo, region, height, width, patch }
+        Self { photo, region, height, width, patch, panel: layout.panel }
     }
 
     /// The end of its path: file and folder.
@@ -162,7 +176,8 @@ impl<'a> View<'a> {
     /// Height and width of its panel on the page: every patch of the common grid has the same whole number of pixels.
     pub fn panel(&self) -> (usize, usize) {
         let (short, long) = (self.height.min(self.width) as f64, self.height.max(self.width) as f64);
-        let factor = (PANEL / short).min(LONG_PANEL / long);
+        let panel = self.panel as f64;
+        let factor = (panel / short).min(2.0 * panel / long);
         let cell = ((factor * self.patch as f64).round() as usize).max(2);
         (self.height / self.patch * cell, self.width / self.patch * cell)
     }
@@ -244,7 +259,7 @@ pub(crate) mod tests {
             (sides, 854, 480, 112, (448, 784)),
         ] {
             let photo = photo(width, height);
-            let view = View::unchecked(&photo, size, patch);
+            let view = View::unchecked(&photo, size.into(), patch);
             assert_eq!(view.size(), expected, "{size:?} of {width}x{height}");
             let region = view.region();
             assert!(region.left + region.width <= width && region.top + region.height <= height);

@@ -14,7 +14,7 @@ use crate::picture::field::Enlarge;
 use crate::picture::pca::Foreground;
 use crate::picture::query::{DEFAULT, Query};
 use crate::picture::sheet::Sheet;
-use crate::picture::view::{Photo, ViewSize};
+use crate::picture::view::{Layout, Photo, ViewSize};
 use crate::picture::{self, Model, PictureError, pca, top_patches};
 
 /// Images of the page.
@@ -25,6 +25,8 @@ const TRIES: usize = 5;
 const VIEW_IN_CROPS: usize = 2;
 /// The view is never larger than this.
 const LARGEST_VIEW: usize = 224;
+/// Shorter side of a panel, pixels: a page of many stays small.
+const PANEL: usize = 240;
 
 /// The pictures, and why some are missing.
 #[derive(Debug, Default)]
@@ -154,11 +156,11 @@ fn maps(
         return Err(reason);
     }
     let side = (VIEW_IN_CROPS * config.augment.global_size).min(LARGEST_VIEW.max(config.augment.global_size));
-    let size = ViewSize::Short(side);
+    let layout = Layout { size: ViewSize::Short(side), panel: PANEL };
     let queries: &[Query] = &DEFAULT[..1];
     let all = || -> Result<[Sheet; 2], PictureError> {
-        let components = pca::Request { foreground: Foreground::All, size, enlarge: Enlarge::Smooth };
-        let looks = top_patches::Request { queries, share: top_patches::SHARE, per_head: false, size };
+        let components = pca::Request { foreground: Foreground::All, layout, enlarge: Enlarge::Smooth };
+        let looks = top_patches::Request { queries, share: top_patches::SHARE, per_head: false, layout };
         Ok([pca::figure(&models, photos, &components)?, top_patches::figure(&models, photos, &looks)?])
     };
     let sheets = all().map_err(|error| error.to_string())?;

@@ -77,7 +77,11 @@ pub fn subtitle(log: &Log, config: Option<&TrainConfig>) -> String {
             _ => String::new(),
         };
         let epoch = log.last("epoch").map_or(String::new(), |epoch| format!(", epoch {epoch:.1}"));
-        parts.push(format!("step {step}{of}{epoch}"));
+        let epochs = match config {
+            Some(config) if config.optim.steps == 0 => format!(" of {}", config.optim.epochs),
+            _ => String::new(),
+        };
+        parts.push(format!("step {step}{of}{epoch}{epochs}"));
     }
     if let Some(config) = config {
         let Architecture { dim, depth, heads, patch_size, .. } = Architecture::from_config(config);

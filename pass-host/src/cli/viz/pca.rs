@@ -10,8 +10,6 @@ use crate::picture::pca::{Foreground, Request, figure};
 /// Principal components of the patch features of all images as colors: equal colors, equal features.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PcaArgs {
-    #[command(flatten)]
-    pub(super) common: CommonArgs,
     /// Color all patches, not only the foreground.
     #[arg(long, conflicts_with = "swap_foreground")]
     no_foreground: bool,
@@ -21,6 +19,8 @@ pub(in crate::cli) struct PcaArgs {
     /// Patches on the page: `smooth` or `nearest` (squares).
     #[arg(long, value_enum, value_name = "HOW", default_value = "smooth", hide_possible_values = true)]
     enlarge: Enlarge,
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
 }
 
 pub(super) fn run(args: &PcaArgs) -> Result<u8, Error> {
@@ -29,6 +29,6 @@ pub(super) fn run(args: &PcaArgs) -> Result<u8, Error> {
         (false, true) => Foreground::Outside,
         (false, false) => Foreground::Inside,
     };
-    let request = Request { foreground, size: args.common.size, enlarge: args.enlarge };
+    let request = Request { foreground, layout: args.common.layout(), enlarge: args.enlarge };
     draw(&args.common, "pca", |models, photos| figure(models, photos, &request))
 }

@@ -11,8 +11,6 @@ use crate::picture::positives::{Request, figure};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct PositivesArgs {
     #[command(flatten)]
-    pub(super) common: CommonArgs,
-    #[command(flatten)]
     query: QueryArgs,
     /// Side of the neighborhood in patches: 3, 5 or 7.
     #[arg(long, value_name = "N", default_value = "3", value_parser = ["3", "5", "7"], hide_possible_values = true)]
@@ -23,6 +21,8 @@ pub(in crate::cli) struct PositivesArgs {
     /// Beyond the edge of the image: `wrap` (the opposite edge) or `clip` (nothing).
     #[arg(long, value_name = "BORDER", default_value = "wrap", value_parser = ["wrap", "clip"], hide_possible_values = true)]
     border: String,
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
 }
 
 pub(super) fn run(args: &PositivesArgs) -> Result<u8, Error> {
@@ -37,6 +37,6 @@ pub(super) fn run(args: &PositivesArgs) -> Result<u8, Error> {
         ));
     }
     let queries = args.query.queries();
-    let request = Request { queries: &queries, window, border, k: args.k, size: args.common.size };
+    let request = Request { queries: &queries, window, border, k: args.k, layout: args.common.layout() };
     draw(&args.common, "positives", |models, photos| figure(models, photos, &request))
 }

@@ -10,8 +10,6 @@ use crate::picture::top_patches::{Request, SHARE, figure};
 #[derive(Debug, Args)]
 pub(in crate::cli) struct TopPatchesArgs {
     #[command(flatten)]
-    pub(super) common: CommonArgs,
-    #[command(flatten)]
     query: QueryArgs,
     /// Share of the patches that are kept, above 0 and at most 1.
     #[arg(long, value_name = "SHARE", default_value_t = SHARE, value_parser = share)]
@@ -19,6 +17,8 @@ pub(in crate::cli) struct TopPatchesArgs {
     /// Also every head by itself.
     #[arg(long)]
     per_head: bool,
+    #[command(flatten)]
+    pub(super) common: CommonArgs,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -28,7 +28,11 @@ fn share(text: &str) -> Result<f64, String> {
 
 pub(super) fn run(args: &TopPatchesArgs) -> Result<u8, Error> {
     let queries = args.query.queries();
-    let request =
-        Request { queries: &queries, share: args.share, per_head: args.per_head, size: args.common.size };
+    let request = Request {
+        queries: &queries,
+        share: args.share,
+        per_head: args.per_head,
+        layout: args.common.layout(),
+    };
     draw(&args.common, "top-patches", |models, photos| figure(models, photos, &request))
 }
