@@ -71,7 +71,7 @@ fn leading(matrix: &Array2<f64>, components: usize) -> Array2<f64> {
         let image = basis.dot(matrix);
         let (values, vectors) = eigen(&image.dot(&basis.t()));
         let residual =
-            vectors.dot(&image) - &(vectors.dot(&basis) * &values.view().insert_axis(ndarray::Axis(1)));
+            vectors.dot(&image) - &(vectors.dot(&basis) * values.view().insert_axis(ndarray::Axis(1)));
         let limit = TOLERANCE * values.first().copied().unwrap_or(0.0);
         let found = residual.rows().into_iter().take(components).all(|row| row.dot(&row).sqrt() <= limit);
         basis = if found { vectors.dot(&basis) } else { vectors.dot(&image) };

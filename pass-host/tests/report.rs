@@ -206,6 +206,18 @@ fn what_is_missing_is_said_on_the_page() {
 }
 
 #[test]
+fn a_report_that_cannot_be_written_does_not_stop_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    // a folder in the place of the page
+    fs::create_dir_all(run.join("report.html/x")).unwrap();
+    let output = finish(train(&run, 2, &[], &["--report-every", "1"]));
+    expect_code(&output, 0);
+    assert!(stderr(&output).contains("warning: there is no new report: "), "{}", stderr(&output));
+    assert!(run.join("checkpoints/step-00000002").is_dir());
+}
+
+#[test]
 fn no_run_no_page() {
     let dir = tempfile::tempdir().unwrap();
     let output = report(dir.path(), &[]);

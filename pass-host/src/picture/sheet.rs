@@ -108,12 +108,16 @@ impl Sheet {
     }
 }
 
+/// The caption of a panel in lines of its width.
+fn caption(panel: &Panel) -> Vec<String> {
+    CAPTION.wrapped(&panel.caption, panel.picture.width() as f32)
+}
+
 fn row_height(row: &Row) -> usize {
     let tallest = row.panels.iter().map(|panel| panel.picture.height()).max().unwrap_or(0);
     let label = if row.label.is_empty() { 0 } else { CAPTION.line() + 4 };
-    let caption =
-        if row.panels.iter().all(|panel| panel.caption.is_empty()) { 0 } else { CAPTION.line() + 4 };
-    label + tallest + caption
+    let lines = row.panels.iter().map(|panel| caption(panel).len()).max().unwrap_or(0);
+    label + tallest + if lines == 0 { 0 } else { lines * CAPTION.line() + 4 }
 }
 
 fn draw_row(page: &mut Canvas, row: &Row, widths: &[usize], mut y: usize) {
@@ -125,9 +129,9 @@ fn draw_row(page: &mut Canvas, row: &Row, widths: &[usize], mut y: usize) {
     let mut x = MARGIN;
     for (panel, width) in row.panels.iter().zip(widths) {
         page.paste(&panel.picture, x, y);
-        let caption = CAPTION.fitted(&panel.caption, *width as f32);
-        if !caption.is_empty() {
-            page.write(&caption, x, y + panel.picture.height() + 4, Align::Left, CAPTION);
+        for (line, text) in caption(panel).iter().enumerate() {
+            let top = y + panel.picture.height() + 4 + line * CAPTION.line();
+            page.write(text, x, top, Align::Left, CAPTION);
         }
         x += width + GAP;
     }
