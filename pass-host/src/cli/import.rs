@@ -62,7 +62,10 @@ Examples:
   pass-host import dinov2_small.onnx --from dinov2-onnx --out vit_s14.safetensors";
 
 fn side(text: &str) -> Result<usize, String> {
-    text.parse().ok().filter(|n| (1..=1024).contains(n)).ok_or_else(|| "expected a number from 1 to 1024".to_owned())
+    text.parse()
+        .ok()
+        .filter(|n| (1..=1024).contains(n))
+        .ok_or_else(|| "expected a number from 1 to 1024".to_owned())
 }
 
 pub(super) fn run(args: ImportArgs) -> Result<u8, Error> {

@@ -278,7 +278,13 @@ impl Problem {
             _ if onnx => {
                 "`dinov2-onnx` reads DINOv2 backbones of `transformers` (Dinov2Model, GELU MLP) as `torch.onnx.export` writes them"
             }
-            _ => return format!("`--from {}` reads {}; `pass-host help import` lists the others", from.name(), from.reads()),
+            _ => {
+                return format!(
+                    "`--from {}` reads {}; `pass-host help import` lists the others",
+                    from.name(),
+                    from.reads()
+                );
+            }
         };
         hint.into()
     }

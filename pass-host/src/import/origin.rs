@@ -79,10 +79,18 @@ impl Origin {
     pub(super) fn reads(self) -> &'static str {
         match self {
             Self::Dinov2Onnx => "ONNX files of DINOv2 backbones",
-            Self::Selfpatch => "`teacher` or `student` with `backbone.*` and `ca_head.*`, or a plain backbone without class token",
-            Self::Dino => "`teacher` or `student` with `backbone.*`, or a plain Vision Transformer with class token",
-            Self::Timm => "a plain Vision Transformer (`patch_embed.*`, `blocks.*`, `norm.*`), also below `model` or `state_dict`",
-            Self::MocoV3 => "`state_dict` with `module.base_encoder.*` and `module.momentum_encoder.*`, Vision Transformers",
+            Self::Selfpatch => {
+                "`teacher` or `student` with `backbone.*` and `ca_head.*`, or a plain backbone without class token"
+            }
+            Self::Dino => {
+                "`teacher` or `student` with `backbone.*`, or a plain Vision Transformer with class token"
+            }
+            Self::Timm => {
+                "a plain Vision Transformer (`patch_embed.*`, `blocks.*`, `norm.*`), also below `model` or `state_dict`"
+            }
+            Self::MocoV3 => {
+                "`state_dict` with `module.base_encoder.*` and `module.momentum_encoder.*`, Vision Transformers"
+            }
             Self::Moby => "`model` with `encoder.*` and `encoder_k.*`, Vision Transformers of DeiT",
             Self::TorchvisionResnet50 => "a plain ResNet-50 (`conv1.*`, `layer1.*` to `layer4.*`)",
             Self::MocoV2 | Self::Resim => "`state_dict` with a ResNet-50 at `module.encoder_q.*`",
@@ -181,11 +189,14 @@ pub(super) struct Selected {
 ///
 /// # Errors
 /// [`Problem`] if the dictionary is not there, if the file holds no such network, and for a tensor of no known part.
-pub(super) fn select(file: &TensorFile, origin: Origin, network: Option<Network>) -> Result<Selected, Problem> {
-    let layout = origin.layout(network).ok_or(Problem::Flag {
-        flag: "--network",
-        reason: "files of this origin hold one network",
-    })?;
+pub(super) fn select(
+    file: &TensorFile,
+    origin: Origin,
+    network: Option<Network>,
+) -> Result<Selected, Problem> {
+    let layout = origin
+        .layout(network)
+        .ok_or(Problem::Flag { flag: "--network", reason: "files of this origin hold one network" })?;
     let part = layout.parts.iter().find_map(|part| file.parts.get(*part));
     let entries = part.ok_or_else(|| Problem::Part {
         expected: describe(layout.parts.iter().copied(), " or "),
@@ -202,11 +213,8 @@ pub(super) fn select(file: &TensorFile, origin: Origin, network: Option<Network>
         expected: format!("called `{}*`", layout.prefixes.join("*` or `")),
         found: names().next().map_or("nothing".into(), |name| format!("`{name}`")),
     })?;
-    let mut selected = Selected {
-        entries: Entries::new(),
-        prefix: format!("{wrapper}{prefix}"),
-        left_out: Vec::new(),
-    };
+    let mut selected =
+        Selected { entries: Entries::new(), prefix: format!("{wrapper}{prefix}"), left_out: Vec::new() };
     for (whole, entry) in entries {
         let name = whole.strip_prefix(wrapper).unwrap_or(whole);
         // counters of batch normalization, which nothing reads after training

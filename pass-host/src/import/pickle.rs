@@ -33,9 +33,15 @@ pub(super) enum Value {
     Set,
     Dict(Vec<(Id, Id)>),
     /// A class or function, by name only.
-    Global { module: String, name: String },
+    Global {
+        module: String,
+        name: String,
+    },
     /// What calling `callable` with `arguments` would give. It is never called.
-    Object { callable: Id, arguments: Id },
+    Object {
+        callable: Id,
+        arguments: Id,
+    },
     /// Something stored outside the pickle, by what identifies it.
     Persistent(Id),
 }

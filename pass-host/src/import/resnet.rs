@@ -9,7 +9,11 @@ use super::{ImportSettings, Sizes, Weight, Weights};
 use crate::model::resnet::ResNetSizes;
 
 /// The ResNet-50 among the selected tensors.
-pub(super) fn read(file: &mut TensorFile, selected: Selected, settings: &ImportSettings) -> Result<Weights, Problem> {
+pub(super) fn read(
+    file: &mut TensorFile,
+    selected: Selected,
+    settings: &ImportSettings,
+) -> Result<Weights, Problem> {
     for (flag, given) in [("--heads", settings.heads), ("--grid", settings.grid)] {
         if given.is_some() {
             return Err(Problem::Flag { flag, reason: "a ResNet has neither heads nor position embeddings" });

@@ -146,7 +146,8 @@ impl TensorFile {
 pub(super) fn read_range(file: &mut File, range: Range<u64>) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let wanted = range.end.saturating_sub(range.start);
-    let read = file.seek(SeekFrom::Start(range.start)).and_then(|_| file.take(wanted).read_to_end(&mut bytes));
+    let read =
+        file.seek(SeekFrom::Start(range.start)).and_then(|_| file.take(wanted).read_to_end(&mut bytes));
     let found = read.map_err(Problem::Read)? as u64;
     match found == wanted {
         true => Ok(bytes),

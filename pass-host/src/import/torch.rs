@@ -32,7 +32,8 @@ const LARGEST_PICKLE: u64 = 1 << 28;
 pub(super) fn archive(file: &mut File) -> Result<BTreeMap<String, Entries>, Problem> {
     let members = zip::members(file)?;
     let missing = || Problem::Member { name: PICKLE.into() };
-    let is_pickle = |name: &&String| name.strip_suffix(PICKLE).is_some_and(|root| root.is_empty() || root.ends_with('/'));
+    let is_pickle =
+        |name: &&String| name.strip_suffix(PICKLE).is_some_and(|root| root.is_empty() || root.ends_with('/'));
     let name = members.keys().find(is_pickle).ok_or_else(missing)?;
     let root = name.strip_suffix(PICKLE).unwrap_or_default();
     if let Some(order) = members.get(&format!("{root}byteorder")) {
@@ -74,7 +75,9 @@ pub(super) fn legacy(file: &mut File) -> Result<BTreeMap<String, Entries>, Probl
     let mut reader = BufReader::new(&*file);
     let mut next = || Pickle::read(&mut reader).map_err(|source| Problem::Pickle { source });
     let (magic, version, _system) = (next()?, next()?, next()?);
-    if magic.get(magic.root()) != &Value::Long(LEGACY_MAGIC.to_vec()) || version.size(version.root()) != LEGACY_VERSION {
+    if magic.get(magic.root()) != &Value::Long(LEGACY_MAGIC.to_vec())
+        || version.size(version.root()) != LEGACY_VERSION
+    {
         return Err(Problem::NoTensors { start: "another pickle".into() });
     }
     let (pickle, keys) = (next()?, next()?);
@@ -86,16 +89,22 @@ pub(super) fn legacy(file: &mut File) -> Result<BTreeMap<String, Entries>, Probl
             return Err(Problem::unexpected("storages", "key", "a string", keys.kind(*key)));
         };
         let mut count = [0; 8];
-        reader.seek(SeekFrom::Start(at)).and_then(|_| reader.read_exact(&mut count)).map_err(|_| {
-            Problem::Cut { found: length, expected: None }
-        })?;
+        reader
+            .seek(SeekFrom::Start(at))
+            .and_then(|_| reader.read_exact(&mut count))
+            .map_err(|_| Problem::Cut { found: length, expected: None })?;
         let size = match sizes.get(key) {
             Some(Ok(size)) => *size,
-            Some(Err(kind)) => return Err(Problem::unexpected(key, "kind of storage", "one of PyTorch", kind.clone())),
-            None => return Err(Problem::unexpected(key, "storage", "one that a tensor uses", "one of no tensor")),
+            Some(Err(kind)) => {
+                return Err(Problem::unexpected(key, "kind of storage", "one of PyTorch", kind.clone()));
+            }
+            None => {
+                return Err(Problem::unexpected(key, "storage", "one that a tensor uses", "one of no tensor"));
+            }
         };
         let end = u64::from_le_bytes(count).checked_mul(size).and_then(|size| (at + 8).checked_add(size));
-        let end = end.ok_or_else(|| Problem::unexpected(key, "length", "one that fits a file", "2^64 or more"))?;
+        let end =
+            end.ok_or_else(|| Problem::unexpected(key, "length", "one that fits a file", "2^64 or more"))?;
         if end > length {
             return Err(Problem::Cut { found: length, expected: Some(end) });
         }
@@ -110,7 +119,10 @@ fn element_sizes(pickle: &Pickle) -> BTreeMap<String, Result<u64, String>> {
     let size = |identity: Id| {
         let [_, kind, key, ..] = pickle.tuple(identity)? else { return None };
         let (_, kind) = pickle.global(*kind)?;
-        Some((pickle.text(*key)?.to_owned(), element(kind).map(|(_, size)| size).ok_or_else(|| kind.to_owned())))
+        Some((
+            pickle.text(*key)?.to_owned(),
+            element(kind).map(|(_, size)| size).ok_or_else(|| kind.to_owned()),
+        ))
     };
     pickle.persistent().filter_map(size).collect()
 }
@@ -169,7 +181,12 @@ impl Description<'_> {
     fn tensor(&self, name: &str, id: Id) -> Result<Option<Entry>, Problem> {
         let Some(arguments) = self.rebuilding(id) else { return Ok(None) };
         let malformed = || {
-            Problem::unexpected(name, "description", "a storage, an offset, a shape and strides", "something else")
+            Problem::unexpected(
+                name,
+                "description",
+                "a storage, an offset, a shape and strides",
+                "something else",
+            )
         };
         let [storage, offset, shape, strides, ..] = arguments else { return Err(malformed()) };
         let Value::Persistent(identity) = self.pickle.get(*storage) else { return Err(malformed()) };
@@ -182,10 +199,13 @@ impl Description<'_> {
         };
         // a storage that is a stretch of another one: (key, first element, length), in old files only
         let first = match view.first().map(|view| self.pickle.get(*view)) {
-            Some(Value::Tuple(view)) => view.get(1).and_then(|first| self.pickle.size(*first)).ok_or_else(malformed)?,
+            Some(Value::Tuple(view)) => {
+                view.get(1).and_then(|first| self.pickle.size(*first)).ok_or_else(malformed)?
+            }
             _ => 0,
         };
-        let offset = self.pickle.size(*offset).and_then(|offset| offset.checked_add(first)).ok_or_else(malformed)?;
+        let offset =
+            self.pickle.size(*offset).and_then(|offset| offset.checked_add(first)).ok_or_else(malformed)?;
         Ok(Some(Entry {
             shape: sizes(*shape).ok_or_else(malformed)?,
             strides: sizes(*strides).ok_or_else(malformed)?,
@@ -202,7 +222,9 @@ impl Description<'_> {
             let arguments = self.pickle.tuple(*arguments)?;
             match self.pickle.global(*callable)? {
                 ("torch._utils", "_rebuild_tensor_v2" | "_rebuild_tensor") => return Some(arguments),
-                ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => id = *arguments.first()?,
+                ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                    id = *arguments.first()?
+                }
                 ("torch._tensor", "_rebuild_from_type_v2") => {
                     let [function, _, arguments, ..] = arguments else { return None };
                     return match self.pickle.global(*function)? {

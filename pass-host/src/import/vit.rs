@@ -34,7 +34,11 @@ struct Reader<'a> {
 /// The Vision Transformer among the selected tensors.
 ///
 /// A SelfPatch backbone has neither class token nor final norm; with its aggregation head the names are this project's own.
-pub(super) fn read(file: &mut TensorFile, selected: Selected, settings: &ImportSettings) -> Result<Weights, Problem> {
+pub(super) fn read(
+    file: &mut TensorFile,
+    selected: Selected,
+    settings: &ImportSettings,
+) -> Result<Weights, Problem> {
     let origin = settings.from;
     let found = selected.entries.len();
     let Selected { entries, prefix, left_out } = selected;
@@ -67,7 +71,10 @@ pub(super) fn read(file: &mut TensorFile, selected: Selected, settings: &ImportS
         for tensor in tensors.iter_mut().filter(|tensor| tensor.name == name) {
             resize(tensor, backbone.grid, grid, rule)?;
         }
-        notes.push(format!("position embeddings resized from {0}x{0} to {grid}x{grid}, bicubic", backbone.grid));
+        notes.push(format!(
+            "position embeddings resized from {0}x{0} to {grid}x{grid}, bicubic",
+            backbone.grid
+        ));
         backbone.grid = grid;
     }
 
@@ -112,7 +119,7 @@ impl Reader<'_> {
         };
         let registers = if has("reg_token") { axes("reg_token", 3)?[1] } else { 0 };
         let grid = if origin == Origin::MocoV3 && !has(POSITIONS) {
-            TRAINED_SIZE / patch_size
+            (TRAINED_SIZE / patch_size).max(1)
         } else {
             let positions = axes(POSITIONS, 3)?[1];
             // the class token has a position, unless the positions are a square without it

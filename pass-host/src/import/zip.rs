@@ -65,6 +65,8 @@ fn directory(file: &mut File, length: u64) -> Result<(u64, u64), Problem> {
     let mut end = Fields(&tail[at + END.len()..]);
     end.skip(8).ok_or_else(short)?;
     let (size, start) = (end.u32().ok_or_else(short)?, end.u32().ok_or_else(short)?);
+    let comment = end.u16().ok_or_else(short)?;
+    end.skip(comment.into()).ok_or_else(short)?;
     let locator = (tail_start + at as u64).checked_sub(LOCATOR_64_LENGTH);
     let Some(locator) = locator else { return Ok((start.into(), size.into())) };
     let locator = read_at(file, locator, LOCATOR_64_LENGTH)?;
@@ -107,7 +109,8 @@ fn entry(fields: &mut Fields<'_>, file: &mut File, length: u64) -> Result<(Strin
         return Err(Problem::Packed { name });
     }
     let local = read_at(file, header, 30)?;
-    let mut local = Fields(local.strip_prefix(START).ok_or_else(|| damaged("a member is not where it should be"))?);
+    let mut local =
+        Fields(local.strip_prefix(START).ok_or_else(|| damaged("a member is not where it should be"))?);
     local.skip(22).ok_or_else(short)?;
     let before = [local.u16().ok_or_else(short)?, local.u16().ok_or_else(short)?];
     let start = before.iter().try_fold(header + 30, |sum, part| sum.checked_add(u64::from(*part)));

@@ -376,7 +376,9 @@ fn values_of(count: usize, random: bool) -> String {
 fn resnet_grid(images: &Tensor) -> Result<(usize, usize)> {
     let (_, _, height, width) = images.dims4()?;
     if height == 0 || width == 0 || height % RESNET_STRIDE != 0 || width % RESNET_STRIDE != 0 {
-        candle_core::bail!("images of {height}x{width}: expected sides that are multiples of {RESNET_STRIDE}");
+        candle_core::bail!(
+            "images of {height}x{width}: expected sides that are multiples of {RESNET_STRIDE}"
+        );
     }
     Ok((height / RESNET_STRIDE, width / RESNET_STRIDE))
 }

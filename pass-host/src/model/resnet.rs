@@ -13,6 +13,7 @@ use safetensors::SafeTensors;
 
 use super::parameters::{LoadError, Parameters};
 use super::weights::WeightsError;
+use crate::ops::{Ops, Placement, Rectifier};
 use crate::random::{Purpose, Stream};
 
 /// ε of every batch normalization.
@@ -250,7 +251,7 @@ impl ResNet {
     pub fn forward(&self, images: &Tensor, dilation: Dilation, layers: usize) -> Result<Vec<Tensor>> {
         let [weight, bias] = &self.stem;
         let stem = [weight.detach(), bias.detach()];
-        let x = convolve(&images.detach(), &stem, Step { stride: 2, dilation: 1 })?.relu()?;
+        let x = convolve(&images.detach(), &stem, Step { stride: 2, dilation: 1 }, Rectifier::Relu)?;
         // after the ReLU nothing is below the zeros of the border
         let x = x.pad_with_zeros(2, 1, 1)?.pad_with_zeros(3, 1, 1)?;
         let mut x = x.max_pool2d_with_stride(3, 2)?;
@@ -284,12 +285,11 @@ impl ResNet {
 
 impl Bottleneck {
     fn forward(&self, x: &Tensor, step: Step) -> Result<Tensor> {
-        let plain = Step { stride: 1, dilation: 1 };
-        let inner = convolve(x, &self.reduce, plain)?.relu()?;
-        let inner = convolve(&inner, &self.spatial, step)?.relu()?;
-        let made = convolve(&inner, &self.expand, plain)?;
+        let inner = convolve(x, &self.reduce, PLAIN, Rectifier::Relu)?;
+        let inner = convolve(&inner, &self.spatial, step, Rectifier::Relu)?;
+        let made = convolve(&inner, &self.expand, PLAIN, Rectifier::None)?;
         let start = match &self.shortcut {
-            Some(shortcut) => convolve(x, shortcut, Step { stride: step.stride, dilation: 1 })?,
+            Some(shortcut) => convolve(x, shortcut, Step { dilation: 1, ..step }, Rectifier::None)?,
             None => x.clone(),
         };
         (made + start)?.relu()
@@ -303,17 +303,11 @@ struct Step {
     dilation: usize,
 }
 
+const PLAIN: Step = Step { stride: 1, dilation: 1 };
+
 /// A convolution `[B, C, H, W]` whose border keeps `H/stride x W/stride`.
-fn convolve(x: &Tensor, [weight, bias]: &[Tensor; 2], step: Step) -> Result<Tensor> {
-    let (outputs, inputs, kernel, _) = weight.dims4()?;
-    let bias = bias.reshape((1, outputs, 1, 1))?;
-    let made = if kernel == 1 && step.stride == 1 {
-        let (batch, _, height, width) = x.dims4()?;
-        let weight = weight.reshape((1, outputs, inputs))?.broadcast_as((batch, outputs, inputs))?;
-        weight.matmul(&x.flatten_from(2)?)?.reshape((batch, outputs, height, width))?
-    } else {
-        let padding = (kernel / 2) * step.dilation;
-        x.conv2d(weight, padding, step.stride, step.dilation, 1)?
-    };
-    made.broadcast_add(&bias)
+fn convolve(x: &Tensor, [weight, bias]: &[Tensor; 2], step: Step, rectifier: Rectifier) -> Result<Tensor> {
+    let Step { stride, dilation } = step;
+    let placement = Placement { stride, padding: (weight.dim(3)? / 2) * dilation, dilation };
+    Ops::fused().convolution(x, weight, bias, placement, rectifier)
 }

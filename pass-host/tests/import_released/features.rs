@@ -1,110 +1,11 @@
-//! Files with the keys and the nesting of released weights (`fixtures/import/make.py`): imported, opened, and compared
-//! with what PyTorch makes of them.
-
-use std::collections::HashMap;
-use std::fs;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+//! Imported weights give PyTorch's features.
 
 use candle_core::{Device, Tensor};
-use flate2::read::GzDecoder;
 use pass_host::config::run::Network;
-use pass_host::import::{ImportError, ImportSettings, Imported, Origin, Sizes, run};
+use pass_host::import::{ImportSettings, Origin, Sizes, run};
 use pass_host::model::encoder::{Encoder, EncoderOptions, ResNetLayer};
-use tempfile::TempDir;
 
-/// Largest difference from PyTorch, relative to the largest value.
-const TOLERANCE: f32 = 1e-4;
-
-fn fixture(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/import").join(format!("{name}.gz"));
-    let mut bytes = Vec::new();
-    GzDecoder::new(fs::File::open(&path).unwrap()).read_to_end(&mut bytes).unwrap();
-    bytes
-}
-
-/// A folder with one of the files in it.
-struct Source {
-    folder: TempDir,
-    path: PathBuf,
-    from: Origin,
-}
-
-impl Source {
-    fn new(name: &str, from: Origin) -> Self {
-        Self::of(name, from, &fixture(name))
-    }
-
-    fn of(name: &str, from: Origin, bytes: &[u8]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(name);
-        fs::write(&path, bytes).unwrap();
-        Self { folder, path, from }
-    }
-
-    fn out(&self) -> PathBuf {
-        self.folder.path().join("out.safetensors")
-    }
-
-    fn settings(&self) -> ImportSettings {
-        ImportSettings {
-            source: self.path.clone(),
-            from: self.from,
-            out: self.out(),
-            network: None,
-            heads: None,
-            grid: None,
-        }
-    }
-
-    fn import(&self, network: Option<Network>, heads: Option<usize>) -> Imported {
-        run(&ImportSettings { network, heads, ..self.settings() }).unwrap()
-    }
-
-    /// Why the file is refused, with all causes and the hint; nothing is written.
-    fn error(&self) -> String {
-        self.error_with(self.settings())
-    }
-
-    fn error_with(&self, settings: ImportSettings) -> String {
-        let error: ImportError = run(&settings).expect_err("the file is refused");
-        assert!(!self.out().exists(), "nothing is written");
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text += &format!(": {inner}");
-            cause = inner.source();
-        }
-        format!("{text} | {}", error.hint().unwrap_or_default())
-    }
-
-    fn encoder(&self, options: EncoderOptions) -> Encoder {
-        Encoder::open(self.out().to_str().unwrap(), &options, &Device::Cpu).unwrap()
-    }
-}
-
-fn outputs() -> HashMap<String, Tensor> {
-    candle_core::safetensors::load_buffer(&fixture("outputs.safetensors"), &Device::Cpu).unwrap()
-}
-
-fn values(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
-}
-
-#[track_caller]
-fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
-    assert_eq!(found.dims(), expected.dims(), "{what}");
-    let (found, expected) = (values(found), values(expected));
-    let scale = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-    assert!(scale > 0.1, "{what}: the expected values are all small");
-    let difference = found.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-    assert!(difference <= TOLERANCE * scale, "{what}: off by {difference} of {scale}");
-}
-
-/// `[B, D, h, w]` as `[B, N, D]`.
-fn rows(map: &Tensor) -> Tensor {
-    map.flatten_from(2).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
-}
+use crate::files::{Source, assert_close, outputs, renamed, rows, values};
 
 #[test]
 fn vision_transformers_give_the_features_of_pytorch() {
@@ -231,7 +132,10 @@ fn heads_are_those_of_the_origin() {
     assert_eq!(heads("moco_v3.pth.tar", Origin::MocoV3, Some(6)), 6);
     let source = Source::new("dino_backbone.pth", Origin::Dino);
     let error = source.error();
-    assert!(error.contains("16 wide") && error.ends_with("give the number of attention heads with `--heads N`"), "{error}");
+    assert!(
+        error.contains("16 wide") && error.ends_with("give the number of attention heads with `--heads N`"),
+        "{error}"
+    );
     let error = source.error_with(ImportSettings { heads: Some(5), ..source.settings() });
     assert!(error.contains("the network is 16 wide, which 5 heads do not divide"), "{error}");
 }
@@ -260,21 +164,11 @@ fn positions_of_another_grid_are_written_and_said() {
     }
 }
 
-/// The tensors of an imported file under other names, as another safetensors file.
-fn renamed(source: &Source, rename: impl Fn(&str) -> Option<String>) -> Vec<u8> {
-    let tensors = candle_core::safetensors::load(source.out(), &Device::Cpu).unwrap();
-    let tensors: Vec<(String, Tensor)> =
-        tensors.into_iter().filter_map(|(name, tensor)| Some((rename(&name)?, tensor))).collect();
-    safetensors::serialize(tensors, None).unwrap()
-}
-
 #[test]
 fn safetensors_are_read_for_every_origin_and_missing_sines_are_computed() {
     let whole = Source::new("moco_v3.pth.tar", Origin::MocoV3);
     whole.import(None, None);
-    let bytes = renamed(&whole, |name| {
-        (name != "pos_embed").then(|| format!("module.base_encoder.{name}"))
-    });
+    let bytes = renamed(&whole, |name| (name != "pos_embed").then(|| format!("module.base_encoder.{name}")));
     let source = Source::of("moco_v3.safetensors", Origin::MocoV3, &bytes);
     // without positions the grid is that of 224 pixels; the wavelengths do not depend on it
     let imported = source.import(None, None);
@@ -300,48 +194,4 @@ fn a_selfpatch_backbone_alone_has_timm_names() {
     assert!(imported.usage.contains("class_token=False") && imported.usage.contains("final_norm=False"));
     let features = source.encoder(EncoderOptions::default()).patch_features(&outputs["vit.images"]).unwrap();
     assert_close(&features.features, &outputs["selfpatch.teacher.patches"], "backbone");
-}
-
-#[test]
-fn every_missing_tensor_is_named() {
-    let whole = Source::new("dino_backbone.pth", Origin::Dino);
-    whole.import(None, Some(4));
-    let names: Vec<String> =
-        candle_core::safetensors::load(whole.out(), &Device::Cpu).unwrap().into_keys().collect();
-    assert_eq!(names.len(), 6 + 12 * 2);
-    for missing in &names {
-        let bytes = renamed(&whole, |name| (name != missing).then(|| name.to_owned()));
-        let source = Source::of("f.safetensors", Origin::Dino, &bytes);
-        let error = source.error_with(ImportSettings { heads: Some(4), ..source.settings() });
-        assert!(error.contains(&format!("tensor `{missing}` is missing")), "{missing}: {error}");
-    }
-    let resnet = Source::new("resnet50.pth", Origin::TorchvisionResnet50);
-    resnet.import(None, None);
-    for missing in ["conv1.weight", "bn1.running_var", "layer3.5.conv2.weight", "layer4.0.downsample.1.bias"] {
-        let bytes = renamed(&resnet, |name| (name != missing).then(|| name.to_owned()));
-        let error = Source::of("f.safetensors", Origin::TorchvisionResnet50, &bytes).error();
-        assert!(error.contains(&format!("tensor `{missing}` is missing")), "{missing}: {error}");
-    }
-}
-
-#[test]
-fn unexpected_tensors_are_named() {
-    for (name, from, network, extra) in [
-        ("dino_backbone.pth", Origin::Dino, None, "blocks.2.norm1.weight"),
-        ("dino_backbone.pth", Origin::Dino, None, "blocks.1.attn.gate"),
-        ("dino_backbone.pth", Origin::Dino, None, "decoder.weight"),
-        ("timm.safetensors", Origin::Timm, None, "fc_norm.weight"),
-        ("timm.safetensors", Origin::Timm, None, "dist_token"),
-        ("selfpatch.pth", Origin::Selfpatch, None, "ca_head.cls_blocks.2.norm1.weight"),
-        ("resnet50.pth", Origin::TorchvisionResnet50, None, "layer3.6.conv1.weight"),
-    ] {
-        let whole = Source::new(name, from);
-        let heads = (from.eq(&Origin::TorchvisionResnet50)).then_some(0).xor(Some(4)).filter(|heads| *heads > 0);
-        whole.import(network, heads);
-        let mut tensors = candle_core::safetensors::load(whole.out(), &Device::Cpu).unwrap();
-        tensors.insert(extra.into(), Tensor::zeros(16, candle_core::DType::F32, &Device::Cpu).unwrap());
-        let source = Source::of("f.safetensors", from, &safetensors::serialize(tensors, None).unwrap());
-        let error = source.error_with(ImportSettings { heads, ..source.settings() });
-        assert!(error.contains(&format!("`{extra}`")) || error.contains("blocks.2."), "{extra}: {error}");
-    }
 }
