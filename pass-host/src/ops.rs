@@ -15,6 +15,7 @@
 //! | `normalize` | L2 normalization and weight normalization |
 //! | `add_scaled` | residual connection with stochastic depth |
 //! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
+//! | `convolution` | convolutions of images, optionally followed by the ReLU |
 //! | `patchify` | images -> rows of pixels, for the patch embedding |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
@@ -25,6 +26,7 @@ mod add_scaled;
 mod attention;
 mod buffer;
 mod class_attention;
+mod convolution;
 mod cross_entropy;
 mod gather_mean;
 mod head;
@@ -43,6 +45,7 @@ use crate::config::OpsKind;
 use candle_core::{Result, Tensor};
 
 pub use adamw::{AdamWStep, clip_scale};
+pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Stats};
 pub use positives::Positives;
 
@@ -111,6 +114,28 @@ impl Ops {
         match self.fuses(&[x, weight, bias]) {
             true => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
             false => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
+        }
+    }
+
+    /// Kernels over images, plus bias, optionally rectified.
+    ///
+    /// - `x`: `[B, C, H, W]`; `weight`: `[O, C, k, k]`; `bias`: `[O]`; result `[B, O, h, w]` with
+    ///   `h = (H + 2·padding − dilation·(k − 1) − 1) / stride + 1`, rounded down.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn convolution(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        placement: Placement,
+        rectifier: Rectifier,
+    ) -> Result<Tensor> {
+        convolution::check(x, weight, bias, placement)?;
+        match self.fuses(&[x, weight, bias]) {
+            true => convolution::fused(x, weight, bias, placement, rectifier),
+            false => convolution::composition(x, weight, bias, placement, rectifier),
         }
     }
 
