@@ -8,11 +8,15 @@
 //! | [`aggregation`] | the aggregation head, which holds the class token |
 //! | [`head`] | projection heads with a weight-normalized last layer |
 //! | [`weights`] | trained weights from a run, a checkpoint or an exported file |
+//! | [`timm`] | backbones with class token, from files with timm's names |
+//! | [`encoder`] | any of these, ready to be judged: images in, features out |
 
 pub mod aggregation;
+pub mod encoder;
 pub mod head;
 pub mod parameters;
 pub mod pos_embed;
+pub mod timm;
 pub mod vit;
 pub mod weights;
 
@@ -60,6 +64,23 @@ pub struct Architecture {
 }
 
 impl Architecture {
+    /// A backbone whose projection heads are unknown or not wanted.
+    pub fn backbone_only(dim: usize, depth: usize, heads: usize, patch_size: usize, grid: usize) -> Self {
+        Self {
+            dim,
+            depth,
+            heads,
+            patch_size,
+            grid,
+            drop_path: 0.0,
+            head_hidden: 0,
+            head_bottleneck: 0,
+            class_prototypes: 0,
+            patch_prototypes: None,
+            norm_last_layer: true,
+        }
+    }
+
     /// The architecture a configuration asks for.
     pub fn from_config(config: &TrainConfig) -> Self {
         let (dim, depth, heads) = config.dims();

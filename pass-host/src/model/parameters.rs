@@ -237,6 +237,11 @@ impl Parameters {
         }
     }
 
+    /// The tensor called `name`, if there is one.
+    pub fn find(&self, name: &str) -> Option<Tensor> {
+        self.0.get(name).map(|parameter| parameter.tensor.clone())
+    }
+
     /// Name and tensor, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
         self.0.iter().map(|(name, parameter)| (name.as_str(), parameter))

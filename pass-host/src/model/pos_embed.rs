@@ -43,6 +43,11 @@ impl PositionEmbedding {
         Ok(Self { embedding, base, rule, matrices: Mutex::default() })
     }
 
+    /// The same embedding with another rule.
+    pub fn with_rule(self, rule: ResizeRule) -> Result<Self> {
+        Self::new(self.embedding, rule)
+    }
+
     /// The embedding of a `(height, width)` grid, `[1, height·width, D]`.
     pub fn resized(&self, grid: (usize, usize)) -> Result<Tensor> {
         if grid == (self.base, self.base) {

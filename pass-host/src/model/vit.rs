@@ -1,4 +1,5 @@
-//! The backbone: a Vision Transformer without class token and without final norm (SEMANTICS §1).
+//! The backbone: a Vision Transformer without final norm and, as trained here, without class token (SEMANTICS §1).
+//! Backbones of other methods bring prefix tokens (class token, registers), which go before the patches.
 
 use candle_core::{Result, Tensor};
 
@@ -17,6 +18,8 @@ pub struct Vit {
     patch_weight: Tensor,
     patch_bias: Tensor,
     positions: PositionEmbedding,
+    /// `[1, P, D]`
+    prefix: Option<Tensor>,
     blocks: Vec<Block>,
     drop_rates: Vec<f64>,
     ops: Ops,
@@ -38,7 +41,7 @@ pub(super) fn weight_and_bias(parameters: &Parameters, name: &str) -> Result<[Te
 }
 
 impl Vit {
-    /// The backbone whose tensors are called `{prefix}.…`.
+    /// The backbone whose tensors are called `{prefix}.…`; `{prefix}.prefix_tokens` `[1, P, D]` may be there or not.
     pub fn new(parameters: &Parameters, prefix: &str, architecture: &Architecture, ops: Ops) -> Result<Self> {
         let [patch_weight, patch_bias] = weight_and_bias(parameters, &format!("{prefix}.patch_embed.proj"))?;
         let blocks = (0..architecture.depth)
@@ -53,12 +56,23 @@ impl Vit {
                 parameters.get(&format!("{prefix}.pos_embed"))?,
                 ResizeRule::Offset,
             )?,
+            prefix: parameters.find(&format!("{prefix}.prefix_tokens")),
             blocks,
             drop_rates: (0..architecture.depth)
                 .map(|block| architecture.drop_path * block as f64 / last as f64)
                 .collect(),
             ops,
         })
+    }
+
+    /// The same backbone with another rule for positions of other grids.
+    pub fn with_positions(self, rule: ResizeRule) -> Result<Self> {
+        Ok(Self { positions: self.positions.with_rule(rule)?, ..self })
+    }
+
+    /// Tokens P before the patches.
+    pub fn prefix_tokens(&self) -> usize {
+        self.prefix.as_ref().map_or(0, |tokens| tokens.dims()[1])
     }
 
     /// Cuts images `[B, 3, H, W]` into flattened patches `[B, N, 3·p·p]` and tells their grid `(height, width)`.
@@ -73,14 +87,17 @@ impl Vit {
         2 * self.drop_rates.iter().filter(|rate| **rate > 0.0).count()
     }
 
-    /// Patch embedding plus position embedding, `[B, N, D]`.
+    /// Prefix tokens, then patch embedding plus position embedding, `[B, P + N, D]`.
     pub fn embed(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let weight = self.patch_weight.flatten_from(1)?;
         let tokens = self.ops.linear(patches, &weight, Some(&self.patch_bias))?;
-        tokens.broadcast_add(&self.positions.resized(grid)?)
+        let tokens = tokens.broadcast_add(&self.positions.resized(grid)?)?;
+        let Some(prefix) = &self.prefix else { return Ok(tokens) };
+        let (batch, _, dim) = tokens.dims3()?;
+        Tensor::cat(&[&prefix.broadcast_as((batch, prefix.dim(1)?, dim))?.contiguous()?, &tokens], 1)
     }
 
-    /// Features of the last block, `[B, N, D]`; `draws` switches stochastic depth on.
+    /// Output of the last block, `[B, P + N, D]`; `draws` switches stochastic depth on.
     pub fn forward(
         &self,
         patches: &Tensor,
@@ -116,7 +133,7 @@ impl Vit {
         Ok(x)
     }
 
-    /// Softmax attention of the last block, `[B, heads, N, N]`, row = query.
+    /// Softmax attention of the last block, `[B, heads, P + N, P + N]`, row = query.
     pub fn last_attention(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let mut x = self.embed(patches, grid)?;
         let Some((last, others)) = self.blocks.split_last() else {

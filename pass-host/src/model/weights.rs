@@ -83,6 +83,14 @@ pub enum WeightsError {
         #[source]
         source: LoadError,
     },
+    /// A tensor with numbers that are none.
+    #[error("`{path}`: tensor `{name}`: expected finite numbers, found NaN or infinity")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -102,7 +110,7 @@ impl WeightsError {
             Self::Metadata { .. } => Some("write the file with `pass-host export RUN --to safetensors`".into()),
             Self::Checkpoint { source, .. } => source.hint(),
             Self::Load { source, .. } => source.hint(),
-            Self::Io { .. } | Self::Tensor(_) => None,
+            Self::Io { .. } | Self::NotFinite { .. } | Self::Tensor(_) => None,
         }
     }
 }
@@ -145,8 +153,9 @@ impl TrainedWeights {
         tensors: HashMap<String, Tensor>,
         path: &Path,
     ) -> Result<Self, WeightsError> {
-        let tensors = tensors.into_iter().filter(|(name, _)| used_after_training(name)).collect();
-        let architecture = without_heads(Architecture::from_config(config));
+        let tensors = tensors.into_iter().filter(|(name, _)| Self::uses(name)).collect();
+        let Architecture { dim, depth, heads, patch_size, grid, .. } = Architecture::from_config(config);
+        let architecture = Architecture::backbone_only(dim, depth, heads, patch_size, grid);
         let weights =
             Self { architecture, normalization: (config.augment.mean, config.augment.std), tensors };
         weights.checked(path)
@@ -187,19 +196,7 @@ impl TrainedWeights {
                 expected: "[[mean r, g, b], [std r, g, b]]",
                 found,
             })?;
-        let architecture = without_heads(Architecture {
-            dim,
-            depth: depth?,
-            heads,
-            patch_size: patch_size?,
-            grid: grid?,
-            drop_path: 0.0,
-            head_hidden: 0,
-            head_bottleneck: 0,
-            class_prototypes: 0,
-            patch_prototypes: None,
-            norm_last_layer: true,
-        });
+        let architecture = Architecture::backbone_only(dim, depth?, heads, patch_size?, grid?);
         let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
         Self { architecture, normalization, tensors }.checked(path)
     }
@@ -227,9 +224,14 @@ impl TrainedWeights {
         }
     }
 
+    /// Whether the tensor `name` of a run is used after training.
+    pub(super) fn uses(name: &str) -> bool {
+        name.starts_with("backbone.") || name.starts_with("ca_head.")
+    }
+
     fn specification(&self) -> Vec<(String, Vec<usize>)> {
         let all = self.architecture.specification().into_iter();
-        all.filter(|spec| used_after_training(&spec.name)).map(|spec| (spec.name, spec.shape)).collect()
+        all.filter(|spec| Self::uses(&spec.name)).map(|spec| (spec.name, spec.shape)).collect()
     }
 
     /// Metadata that lets [`TrainedWeights::open`] read the file back.
@@ -252,21 +254,5 @@ impl TrainedWeights {
         let backbone = Vit::new(&parameters, "backbone", &self.architecture, ops)?;
         let aggregation = AggregationHead::new(&parameters, "ca_head", self.architecture.heads, ops)?;
         Ok((backbone, aggregation))
-    }
-}
-
-fn used_after_training(name: &str) -> bool {
-    name.starts_with("backbone.") || name.starts_with("ca_head.")
-}
-
-fn without_heads(architecture: Architecture) -> Architecture {
-    Architecture {
-        drop_path: 0.0,
-        head_hidden: 0,
-        head_bottleneck: 0,
-        class_prototypes: 0,
-        patch_prototypes: None,
-        norm_last_layer: true,
-        ..architecture
     }
 }
