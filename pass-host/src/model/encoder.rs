@@ -8,7 +8,7 @@ use super::aggregation::AggregationHead;
 use super::parameters::{Parameters, Role};
 use super::pos_embed::ResizeRule;
 use super::timm::{IMAGENET, TimmVit};
-use super::vit::Vit;
+use super::vit::{DropPathDraws, Vit};
 use super::weights::{TrainedWeights, WeightsError};
 use super::{Architecture, LAYER_NORM_EPS};
 use crate::config::run::Network;
@@ -30,6 +30,8 @@ pub struct EncoderOptions {
     pub trainable: bool,
     /// Seed of fresh values (`random:…`).
     pub seed: u64,
+    /// Stochastic depth of the last block, for [`Encoder::block_outputs_dropping`].
+    pub drop_path: f64,
 }
 
 /// Features of all patches.
@@ -89,6 +91,7 @@ impl Encoder {
                 (own.architecture, own.normalization, ResizeRule::Offset, own.tensors)
             }
         };
+        let architecture = Architecture { drop_path: options.drop_path, ..architecture };
         let count = tensors.len();
         if random {
             let fresh = Parameters::init(&architecture, Role::Teacher, options.seed, device)?;
@@ -211,12 +214,30 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::patch_features`], and for a block that is not there.
     pub fn block_outputs(&self, images: &Tensor, blocks: &[usize]) -> Result<(Vec<Tensor>, (usize, usize))> {
+        self.block_outputs_dropping(images, blocks, None)
+    }
+
+    /// Rows of `[batch]` draws that [`Encoder::block_outputs_dropping`] consumes.
+    pub fn drop_path_applications(&self) -> usize {
+        self.backbone.drop_path_applications()
+    }
+
+    /// [`Encoder::block_outputs`] in training; `draws` switches stochastic depth on.
+    ///
+    /// # Errors
+    /// As [`Encoder::block_outputs`], and for too few draws.
+    pub fn block_outputs_dropping(
+        &self,
+        images: &Tensor,
+        blocks: &[usize],
+        draws: Option<&DropPathDraws>,
+    ) -> Result<(Vec<Tensor>, (usize, usize))> {
         if let Some(block) = blocks.iter().find(|block| **block >= self.depth()) {
             candle_core::bail!("block {block}: expected one of 0 to {}", self.depth() - 1);
         }
         let (patches, grid) = self.backbone.patchify(images)?;
         let mut outputs = vec![None; blocks.len()];
-        self.backbone.forward_visiting(&patches, grid, None, |index, tokens| {
+        self.backbone.forward_visiting(&patches, grid, draws, |index, tokens| {
             for (output, _) in outputs.iter_mut().zip(blocks).filter(|(_, block)| **block == index) {
                 *output = Some(self.patches_of(tokens, grid)?);
             }

@@ -223,7 +223,8 @@ impl CustomOp3 for BatchNorm {
 #[cfg(test)]
 mod tests {
     use super::super::{Ops, testing::*};
-    use super::*;
+    use super::{Moments, ROWS};
+    use candle_core::Tensor;
 
     #[test]
     fn fused_agrees_with_composition_and_finite_differences() {

@@ -242,7 +242,9 @@ pub(super) fn largest(map: &[f32], classes: usize, rows: &Taps, columns: &Taps) 
 #[cfg(test)]
 mod tests {
     use super::super::{Ops, testing::*};
-    use super::*;
+    use super::{IGNORED, PixelLabels, Taps, largest, taps};
+    use candle_core::D;
+    use std::sync::Arc;
     use crate::random::{Purpose, Stream};
 
     fn target(seed: u64, batch: usize, map: (usize, usize), size: (usize, usize), classes: u64) -> PixelLabels {

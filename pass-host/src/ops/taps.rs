@@ -199,7 +199,7 @@ impl CustomOp1 for Resample {
 #[cfg(test)]
 mod tests {
     use super::super::{Ops, testing::*};
-    use super::*;
+    use super::Taps;
 
     #[test]
     fn fused_agrees_with_composition_and_finite_differences() {
