@@ -69,98 +69,125 @@ struct PixelCrossEntropy {
     gradient: OnceLock<Vec<f32>>,
 }
 
-/// One row of the picture: blended logits and scores by class, then by column.
-struct Row {
+/// Classes handled together; maps are filled up to a multiple of it.
+const LANES: usize = 16;
+/// The logit of a class that is not there: interpolated it stays far below all others.
+const NO_CLASS: f32 = -1e30;
+
+/// A map `[h, w, C]` with every pixel filled up to whole lanes.
+struct Filled {
+    width: usize,
     classes: usize,
-    /// `[C, w]`.
-    blended: Vec<f32>,
-    /// `[C, W]`: scores, then their gradient.
-    scores: Vec<f32>,
-    /// `[W]`.
-    largest: Vec<f32>,
-    /// `[W]`.
-    sums: Vec<f32>,
+    /// Lanes of a pixel.
+    lanes: usize,
+    pixels: Vec<[f32; LANES]>,
 }
 
-impl Row {
-    /// Scores of row `y` of a map `[h, w, C]`.
-    fn new(map: &[f32], classes: usize, y: usize, rows: &Taps, columns: &Taps) -> Self {
-        let (width, out_width) = (columns.inputs(), columns.outputs());
-        let mut blended = vec![0f32; classes * width];
+impl Filled {
+    fn new(map: &[f32], classes: usize, width: usize) -> Self {
+        let lanes = classes.div_ceil(LANES);
+        let mut pixels = vec![[NO_CLASS; LANES]; map.len() / classes * lanes];
+        for (logits, pixel) in map.chunks_exact(classes).zip(pixels.chunks_exact_mut(lanes)) {
+            pixel.as_flattened_mut()[..classes].copy_from_slice(logits);
+        }
+        Self { width, classes, lanes, pixels }
+    }
+
+    /// The row `y` of the picture before it is resampled along the row.
+    fn blended(&self, y: usize, rows: &Taps) -> Vec<[f32; LANES]> {
+        let length = self.width * self.lanes;
+        let mut blended = vec![[0f32; LANES]; length];
         for &(source, weight) in rows.of(y) {
-            let row = &map[source * width * classes..][..width * classes];
-            for (x, logits) in row.chunks_exact(classes).enumerate() {
-                for (class, &logit) in logits.iter().enumerate() {
-                    blended[class * width + x] += weight * logit;
-                }
-            }
+            let row = self.pixels[source * length..][..length].as_flattened();
+            widest!(add_multiple(blended.as_flattened_mut(), weight, row));
         }
-        let mut scores = vec![0f32; classes * out_width];
-        let mut largest = vec![f32::NEG_INFINITY; out_width];
-        for (scores, blended) in scores.chunks_exact_mut(out_width).zip(blended.chunks_exact(width)) {
-            for (x, (score, largest)) in scores.iter_mut().zip(&mut largest).enumerate() {
-                *score = columns.of(x).iter().map(|&(source, weight)| weight * blended[source]).sum();
-                if *score > *largest {
-                    *largest = *score;
-                }
-            }
-        }
-        Self { classes, blended, scores, largest, sums: vec![0.0; out_width] }
+        blended
     }
 
-    /// Sum of the losses; the scores become `exp(score − largest)`.
-    fn loss(&mut self, labels: &[u8]) -> f64 {
-        let width = labels.len();
-        let mut loss = 0.0;
-        for (x, &label) in labels.iter().enumerate() {
-            if label != IGNORED {
-                loss += f64::from(self.largest[x] - self.scores[usize::from(label) * width + x]);
+    /// Sum of the losses of a row and, for a gradient, that of its blended logits `[w, C]`.
+    fn row(
+        &self,
+        y: usize,
+        (rows, columns): (&Taps, &Taps),
+        labels: &[u8],
+        mut gradient: Option<(f32, &mut [f32])>,
+    ) -> f64 {
+        let blended = self.blended(y, rows);
+        let mut back = vec![[0f32; LANES]; if gradient.is_some() { blended.len() } else { 0 }];
+        let scale = gradient.as_ref().map_or(0.0, |(scale, _)| *scale);
+        let mut scores = vec![[0f32; LANES]; self.lanes];
+        let lanes = self.lanes;
+        let loss = widest!({
+            let scores = &mut scores[..lanes];
+            let mut loss = 0f64;
+            for (x, &label) in labels.iter().enumerate() {
+                if label == IGNORED {
+                    continue;
+                }
+                interpolate(scores, &blended, columns.of(x));
+                let largest = largest_of(scores);
+                let own = scores.as_flattened()[usize::from(label)];
+                let sum = exponentials(scores, largest);
+                loss += f64::from(largest - own) + f64::from(sum).ln();
+                if !back.is_empty() {
+                    let factor = scale / sum;
+                    for value in scores.as_flattened_mut() {
+                        *value *= factor;
+                    }
+                    scores.as_flattened_mut()[usize::from(label)] -= scale;
+                    for &(source, weight) in columns.of(x) {
+                        let back = &mut back[source * lanes..][..lanes];
+                        add_multiple(back.as_flattened_mut(), weight, scores.as_flattened());
+                    }
+                }
+            }
+            loss
+        });
+        if let Some((_, out)) = &mut gradient {
+            for (out, back) in out.chunks_exact_mut(self.classes).zip(back.chunks_exact(lanes)) {
+                out.copy_from_slice(&back.as_flattened()[..self.classes]);
             }
         }
-        for scores in self.scores.chunks_exact_mut(width) {
-            let (largest, sums) = (&self.largest[..width], &mut self.sums[..width]);
-            widest!({
-                for i in 0..width {
-                    scores[i] = exp(scores[i] - largest[i]);
-                    sums[i] += scores[i];
-                }
-            });
-        }
-        let counted = labels.iter().zip(&self.sums).filter(|(label, _)| **label != IGNORED);
-        loss + counted.map(|(_, sum)| f64::from(*sum).ln()).sum::<f64>()
+        loss
     }
+}
 
-    /// After [`Row::loss`]: the gradient with respect to the blended logits, `[w, C]`.
-    fn gradient(mut self, labels: &[u8], columns: &Taps, scale: f32, out: &mut [f32]) {
-        let width = labels.len();
-        let factors: Vec<f32> = labels
-            .iter()
-            .zip(&self.sums)
-            .map(|(label, sum)| if *label == IGNORED { 0.0 } else { scale / sum })
-            .collect();
-        for scores in self.scores.chunks_exact_mut(width) {
-            scores.iter_mut().zip(&factors).for_each(|(score, factor)| *score *= factor);
-        }
-        for (x, &label) in labels.iter().enumerate() {
-            if label != IGNORED {
-                self.scores[usize::from(label) * width + x] -= scale;
-            }
-        }
-        self.blended.fill(0.0);
-        let in_width = columns.inputs();
-        for (scores, blended) in self.scores.chunks_exact(width).zip(self.blended.chunks_exact_mut(in_width)) {
-            for (x, gradient) in scores.iter().enumerate() {
-                for &(source, weight) in columns.of(x) {
-                    blended[source] += weight * gradient;
-                }
-            }
-        }
-        for (x, out) in out.chunks_exact_mut(self.classes).enumerate() {
-            for (class, out) in out.iter_mut().enumerate() {
-                *out = self.blended[class * in_width + x];
+/// Interpolated logits of one pixel.
+#[inline(always)]
+fn interpolate(scores: &mut [[f32; LANES]], blended: &[[f32; LANES]], taps: &[(usize, f32)]) {
+    let lanes = scores.len();
+    scores.fill([0.0; LANES]);
+    for &(source, weight) in taps {
+        let from = blended[source * lanes..][..lanes].as_flattened();
+        add_multiple(scores.as_flattened_mut(), weight, from);
+    }
+}
+
+/// The largest value; NaN are passed over.
+#[inline(always)]
+fn largest_of(scores: &[[f32; LANES]]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    for chunk in scores {
+        for i in 0..LANES {
+            if chunk[i] > lanes[i] {
+                lanes[i] = chunk[i];
             }
         }
     }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Replaces scores by `exp(score − largest)`; their sum.
+#[inline(always)]
+fn exponentials(scores: &mut [[f32; LANES]], largest: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    for chunk in scores {
+        for i in 0..LANES {
+            chunk[i] = exp(chunk[i] - largest);
+            lanes[i] += chunk[i];
+        }
+    }
+    lanes.into_iter().sum()
 }
 
 impl CustomOp1 for PixelCrossEntropy {
@@ -178,21 +205,16 @@ impl CustomOp1 for PixelCrossEntropy {
         let mut gradient = Vec::with_capacity(if self.tracked { logits.len() } else { 0 });
         let maps = logits.chunks_exact(height * width * classes);
         for (map, labels) in maps.zip(self.target.labels.chunks_exact(out_height * out_width)) {
+            let map_rows = Filled::new(map, classes, width);
             let labels_of = |y: usize| &labels[y * out_width..][..out_width];
-            let row = |y: usize| {
-                let mut row = Row::new(map, classes, y, rows, columns);
-                let loss = row.loss(labels_of(y));
-                (row, loss)
-            };
             if !self.tracked {
-                let losses: Vec<f64> = (0..out_height).into_par_iter().map(|y| row(y).1).collect();
+                let row = |y: usize| map_rows.row(y, (rows, columns), labels_of(y), None);
+                let losses: Vec<f64> = (0..out_height).into_par_iter().map(row).collect();
                 total += losses.iter().sum::<f64>();
                 continue;
             }
             let (blended, losses) = build(out_height * width * classes, width * classes, |y, out| {
-                let (row, loss) = row(y);
-                row.gradient(labels_of(y), columns, self.scale, out);
-                loss
+                map_rows.row(y, (rows, columns), labels_of(y), Some((self.scale, out)))
             });
             total += losses.iter().sum::<f64>();
             let (map_gradient, _) = build(map.len(), width * classes, |y, out| {
@@ -224,17 +246,19 @@ impl CustomOp1 for PixelCrossEntropy {
 /// - `map`: `[h, w, C]` of one picture.
 pub(super) fn largest(map: &[f32], classes: usize, rows: &Taps, columns: &Taps) -> Vec<u8> {
     let width = columns.outputs();
+    let map = Filled::new(map, classes, columns.inputs());
     let mut classes_found = vec![0u8; rows.outputs() * width];
     classes_found.par_chunks_mut(width).enumerate().for_each(|(y, found)| {
-        let row = Row::new(map, classes, y, rows, columns);
-        // from the last class to the first, so that the lowest of equals is written last
-        for (class, scores) in row.scores.chunks_exact(width).enumerate().rev() {
-            for x in 0..width {
-                if scores[x] == row.largest[x] {
-                    found[x] = class as u8;
-                }
+        let blended = map.blended(y, rows);
+        let mut scores = vec![[0f32; LANES]; map.lanes];
+        widest!({
+            for (x, found) in found.iter_mut().enumerate() {
+                interpolate(&mut scores, &blended, columns.of(x));
+                let largest = largest_of(&scores);
+                let class = scores.as_flattened().iter().position(|score| *score == largest);
+                *found = class.unwrap_or(0) as u8;
             }
-        }
+        });
     });
     classes_found
 }

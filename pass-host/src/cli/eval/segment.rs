@@ -63,9 +63,9 @@ pub(in crate::cli) struct SegmentArgs {
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
 
-    /// Layout of the folder [default: the one that fits].
-    #[arg(long, value_enum, value_name = "LAYOUT", value_parser = layout, help_heading = "Data")]
-    layout: Option<Option<Layout>>,
+    /// Layout of the folder: `auto` (the one that fits), `camvid`, `ade20k` or `voc`.
+    #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout, help_heading = "Data")]
+    layout: LayoutChoice,
     /// List of classes: one a line, or `INDEX NAME` [default: dataset.json, classes.txt or objectInfo150.txt in DIR].
     #[arg(long, value_name = "FILE", help_heading = "Data")]
     classes: Option<PathBuf>,
@@ -117,12 +117,16 @@ pub(in crate::cli) struct SegmentArgs {
     pub(in crate::cli) compute: ComputeArgs,
 }
 
-fn layout(text: &str) -> Result<Option<Layout>, String> {
+/// A layout, or whichever fits.
+#[derive(Clone, Copy, Debug)]
+struct LayoutChoice(Option<Layout>);
+
+fn layout(text: &str) -> Result<LayoutChoice, String> {
     match text {
-        "auto" => Ok(None),
-        "camvid" => Ok(Some(Layout::Camvid)),
-        "ade20k" => Ok(Some(Layout::Ade20k)),
-        "voc" => Ok(Some(Layout::Voc)),
+        "auto" => Ok(LayoutChoice(None)),
+        "camvid" => Ok(LayoutChoice(Some(Layout::Camvid))),
+        "ade20k" => Ok(LayoutChoice(Some(Layout::Ade20k))),
+        "voc" => Ok(LayoutChoice(Some(Layout::Voc))),
         _ => Err("expected auto, camvid, ade20k or voc".into()),
     }
 }
@@ -164,7 +168,7 @@ fn settings(args: &SegmentArgs) -> Result<SegmentSettings, Error> {
         heads: args.heads,
         data: args.data.clone(),
         dataset: DatasetOptions {
-            layout: args.layout.flatten(),
+            layout: args.layout.0,
             classes: args.classes.clone(),
             ignore: args.ignore,
             reduce_zero_label: args.reduce_zero_label,
@@ -346,7 +350,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_a_usage_error() {
-        for line in ["--head linear --batch 0", "--head fpn --crop 3", "--head linear --lr -1"] {
+        for line in ["--head linear --batch 0", "--head fpn --crop 3", "--head linear --lr=-1"] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }
     }

@@ -14,8 +14,7 @@ use crate::data::decode::decode_rgb;
 use crate::ops::IGNORED;
 
 /// Where images and masks lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// `images/{train,val}` and `labels/{train,val}`.
     Camvid,

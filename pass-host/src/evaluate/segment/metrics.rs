@@ -176,6 +176,31 @@ mod tests {
     }
 
     #[test]
+    fn scores_are_those_of_numpy() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/segment/metrics.safetensors");
+        let fixture = candle_core::safetensors::load(path, &candle_core::Device::Cpu).unwrap();
+        let values = |name: &str| -> Vec<f64> { fixture[name].flatten_all().unwrap().to_vec1().unwrap() };
+        let bytes = |name: &str| -> Vec<u8> { values(name).into_iter().map(|value| value as u8).collect() };
+        let mut confusion = Confusion::new(6);
+        confusion.add(&bytes("in.labels"), &bytes("in.predictions"));
+        let scores = confusion.scores(&names(6));
+        let close = |found: Option<f64>, expected: f64| match found {
+            Some(found) => (found - expected).abs() < 1e-12,
+            None => expected.is_nan(),
+        };
+        for (class, (iou, accuracy)) in
+            scores.classes.iter().zip(values("out.iou").into_iter().zip(values("out.acc")))
+        {
+            assert!(close(class.iou, iou) && close(class.accuracy, accuracy), "{class:?}: {iou}, {accuracy}");
+        }
+        assert_eq!((scores.classes[4].iou, scores.classes[4].accuracy), (Some(0.0), None));
+        assert_eq!(scores.classes[5].iou, None);
+        assert!(close(scores.mean_iou, values("out.mIoU")[0]));
+        assert!(close(scores.mean_accuracy, values("out.mAcc")[0]));
+        assert!(close(scores.accuracy, values("out.aAcc")[0]));
+    }
+
+    #[test]
     fn absent_classes_stay_out_of_the_mean() {
         let mut confusion = Confusion::new(4);
         // class 2 is predicted but not labelled, class 3 neither

@@ -198,7 +198,8 @@ mod tests {
 
     /// A picture whose red and label tell the column and whose green tells the row.
     fn picture(width: usize, height: usize) -> Picture {
-        let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [4 * x as u8, 4 * y as u8, 7]));
+        let byte = |place: usize| (4 * place % 256) as u8;
+        let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [byte(x), byte(y), 7]));
         let labels = (0..height).flat_map(|_| (0..width).map(|x| x as u8)).collect();
         let image = Rgb8Image { width: width as u32, height: height as u32, data: pixels.collect() };
         Picture { image, labels }
@@ -217,7 +218,7 @@ mod tests {
         assert_eq!(rescaled(360, 480, 512.0), (512, 683));
         // the longer side limits
         assert_eq!(rescaled(1000, 100, 512.0), (2048, 205));
-        assert_eq!(rescaled(683, 512, 256.7), (341, 256));
+        assert_eq!(rescaled(683, 512, 256.7), (342, 256));
         assert_eq!(rescaled(4000, 1, 16.0), (64, 1));
     }
 
