@@ -60,6 +60,9 @@ fn help_of_every_command() {
     for command in ["list", "show", "check"] {
         check(&format!("help_config_{command}"), &run(&["config", command, "--help"]));
     }
+    for command in ["segment"] {
+        check(&format!("help_eval_{command}"), &run(&["eval", command, "--help"]));
+    }
 }
 
 #[test]

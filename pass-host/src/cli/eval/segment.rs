@@ -23,9 +23,9 @@ use crate::evaluate::segment::{self, Event, SegmentReport, SegmentSettings};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   pass-host eval segment --weights runs/demo-1 --data camvid --head linear
-  pass-host eval segment --weights runs/demo-1 --data camvid --head fpn --preset small --out runs/camvid-fpn
-  pass-host eval segment --weights vit_s16.safetensors --data ADEChallengeData2016 --head fpn --device cuda
-  pass-host eval segment --weights random:runs/demo-1 --data camvid --head linear    the same network untrained
+  pass-host eval segment --weights runs/demo-1 --data camvid --head fpn --preset small --json
+  pass-host eval segment --weights vit_s16.safetensors --data ADEChallengeData2016 --head fpn
+  pass-host eval segment --weights random:runs/demo-1 --data camvid --head linear    untrained
 
 Layouts: camvid  images/{train,val}  labels/{train,val}
          ade20k  images/{training,validation}  annotations/…  (label 0 is unlabelled)
@@ -101,7 +101,7 @@ pub(in crate::cli) struct SegmentArgs {
     /// Side of a training crop in pixels [default: 512; preset small 224].
     #[arg(long, value_name = "PIXELS", help_heading = "Training")]
     crop: Option<usize>,
-    /// Shorter side of a whole picture when judged; 0 = as it is [default: linear 0, fpn the crop].
+    /// Shorter side of a whole picture when judged; 0 = as it is [default: linear 0, fpn `--crop`, else 512; small 288].
     #[arg(long, value_name = "PIXELS", help_heading = "Training")]
     size: Option<usize>,
     /// Seed of everything random.
