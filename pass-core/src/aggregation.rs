@@ -13,7 +13,8 @@ use crate::error::{Error, Result, check_length, check_scratch};
 use crate::layers::LayerNorm;
 use crate::matching::Matches;
 use crate::math::add_scaled;
-use crate::shape::{Tokens, row, row_mut};
+use crate::rows::rows_of_mut;
+use crate::shape::{Tokens, copy, part_mut, row_mut, take};
 
 /// Class tokens that go through a block together: enough rows for a matrix product, few enough to stay in the cache.
 const TILE: usize = 32;
@@ -74,9 +75,10 @@ impl<'a> AggregationHead<'a> {
     /// [`Error::LengthMismatch`] if a buffer does not fit.
     pub fn class_into(&self, patches: Tokens<'_>, scratch: &mut [f32], out: &mut [f32]) -> Result<()> {
         self.check_door(patches, scratch, out)?;
-        let (class, rest) = out.split_at_mut(self.class.len());
+        let mut rest = &mut *out;
+        let class = take(&mut rest, self.class.len());
         self.run(patches, None, scratch, class);
-        rest.copy_from_slice(patches.as_slice());
+        copy(patches.as_slice(), rest);
         self.norm.rows_mut(out);
         Ok(())
     }
@@ -104,22 +106,23 @@ impl<'a> AggregationHead<'a> {
     /// Runs the blocks on the class tokens `out`: token 0 over all patches, token `1 + i` over the positives of `i`.
     fn run(&self, patches: Tokens<'_>, matches: Option<Matches<'_>>, scratch: &mut [f32], out: &mut [f32]) {
         let (n, dim) = (patches.len(), patches.dim());
-        let (keys, rest) = scratch.split_at_mut(n * dim);
-        let (values, rest) = rest.split_at_mut(n * dim);
+        let mut working = scratch;
+        let (keys, values) = (take(&mut working, n * dim), take(&mut working, n * dim));
         for (depth, block) in self.blocks.iter().enumerate() {
-            let (scores, rest) = rest.split_at_mut(block.heads() * (n + 1));
+            let mut rest = &mut *working;
+            let scores = take(&mut rest, block.heads() * (n + 1));
             block.keys_values(patches, rest, keys, values);
             let mut tile = Tile::carve(rest, tile_rows(n), dim, block.hidden());
             let shared = depth == 0;
             if shared {
-                out.chunks_exact_mut(dim).for_each(|token| token.copy_from_slice(self.class));
+                rows_of_mut(out, dim).for_each(|token| copy(self.class, token));
                 block.own_projections(self.class, &mut tile);
             }
-            for (index, class) in out.chunks_mut(tile_rows(n) * dim).enumerate() {
+            for (index, class) in rows_of_mut(out, tile_rows(n) * dim).enumerate() {
                 if !shared {
                     block.own_projections(class, &mut tile);
                 }
-                for slot in 0..class.len() / dim {
+                for slot in 0..class.len() / dim.max(1) {
                     let own = if shared { 0 } else { slot };
                     let context = row_mut(tile.context, slot, dim);
                     let (queries, own_keys, own_values) = (&*tile.queries, &*tile.keys, &*tile.values);
@@ -139,7 +142,7 @@ impl<'a> AggregationHead<'a> {
                         }
                         Some((patch, matches)) => {
                             let positives = matches.of(patch);
-                            let scores = &mut scores[..block.heads() * (positives.len() + 1)];
+                            let scores = part_mut(scores, 0, block.heads() * (positives.len() + 1));
                             let attended = positives.iter().map(|&index| index as usize);
                             block.attend(
                                 own, queries, own_keys, own_values, keys, values, attended, scores, context,
@@ -167,10 +170,10 @@ const fn tile_rows(n: usize) -> usize {
 pub fn mean_into(patches: Tokens<'_>, matches: Matches<'_>, out: &mut [f32]) -> Result<()> {
     check_length("matches", patches.len(), matches.len())?;
     check_length("mean tokens", patches.as_slice().len(), out.len())?;
-    for (patch, out) in out.chunks_exact_mut(patches.dim()).enumerate() {
+    for (patch, out) in rows_of_mut(out, patches.dim()).enumerate() {
         let positives = matches.of(patch);
         if positives.is_empty() {
-            out.copy_from_slice(row(patches.as_slice(), patch, patches.dim()));
+            copy(patches.row(patch), out);
             continue;
         }
         out.fill(0.0);
@@ -187,6 +190,7 @@ mod tests {
     use super::*;
     use crate::class_attention::tests::{Owned, uniform};
     use crate::matching::NO_MATCH;
+    use crate::shape::row;
     use proptest::prelude::*;
     use std::vec;
     use std::vec::Vec;

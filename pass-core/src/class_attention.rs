@@ -15,7 +15,8 @@ pub use parameters::ClassAttentionParameters;
 use crate::error::{Error, Result, check_length, check_scratch};
 use crate::layers::{LayerNorm, Linear};
 use crate::math::{add_scaled, dot, gelu, sqrt};
-use crate::shape::{Tokens, row};
+use crate::rows::{rows_of, rows_of_mut};
+use crate::shape::{Tokens, copy, part, part_mut, row, take};
 use crate::softmax::softmax_mut;
 
 /// A class-attention block with its weights.
@@ -106,10 +107,10 @@ impl<'a> ClassAttention<'a> {
         check_length("attention", self.heads.saturating_mul(n + 1), attention.len())?;
         check_scratch("class-attention scratch", self.scratch_len(n), scratch.len())?;
 
-        let (keys, rest) = scratch.split_at_mut(n * dim);
-        let (values, tile) = rest.split_at_mut(n * dim);
+        let mut tile = scratch;
+        let (keys, values) = (take(&mut tile, n * dim), take(&mut tile, n * dim));
         self.keys_values(patches, tile, keys, values);
-        out.copy_from_slice(class);
+        copy(class, out);
         let mut tile = Tile::carve(tile, 1, dim, self.hidden());
         self.own_projections(out, &mut tile);
         self.attend(0, tile.queries, tile.keys, tile.values, keys, values, 0..n, attention, tile.context);
@@ -132,11 +133,11 @@ impl<'a> ClassAttention<'a> {
         values: &mut [f32],
     ) {
         let dim = self.dim();
-        let rows = (tile.len() / dim).max(1) * dim;
+        let rows = (tile.len() / dim.max(1) * dim).max(dim);
         for ((patches, keys), values) in
-            patches.as_slice().chunks(rows).zip(keys.chunks_mut(rows)).zip(values.chunks_mut(rows))
+            rows_of(patches.as_slice(), rows).zip(rows_of_mut(keys, rows)).zip(rows_of_mut(values, rows))
         {
-            let normed = &mut tile[..patches.len()];
+            let normed = part_mut(tile, 0, patches.len());
             self.norm1.rows(patches, normed);
             self.key.rows(normed, keys);
             self.value.rows(normed, values);
@@ -146,11 +147,11 @@ impl<'a> ClassAttention<'a> {
     /// Query, key and value of the class tokens `class` (`[T, D]`) themselves.
     pub(crate) fn own_projections(&self, class: &[f32], tile: &mut Tile<'_>) {
         let len = class.len();
-        self.norm1.rows(class, &mut tile.normed[..len]);
-        let normed = &tile.normed[..len];
-        self.query.rows(normed, &mut tile.queries[..len]);
-        self.key.rows(normed, &mut tile.keys[..len]);
-        self.value.rows(normed, &mut tile.values[..len]);
+        self.norm1.rows(class, part_mut(tile.normed, 0, len));
+        let normed = part(tile.normed, 0, len);
+        self.query.rows(normed, part_mut(tile.queries, 0, len));
+        self.key.rows(normed, part_mut(tile.keys, 0, len));
+        self.value.rows(normed, part_mut(tile.values, 0, len));
     }
 
     /// Attention of class token `token` of the tile over itself and the `attended` patches.
@@ -170,23 +171,26 @@ impl<'a> ClassAttention<'a> {
         context: &mut [f32],
     ) {
         let dim = self.dim();
-        let width = dim / self.heads;
+        let width = (dim / self.heads.max(1)).max(1);
         let scale = 1.0 / sqrt(width as f32);
-        let n = weights.len() / self.heads;
-        for head in 0..self.heads {
-            let slice = head * width..(head + 1) * width;
-            let query = &row(own_queries, token, dim)[slice.clone()];
-            let weights = &mut weights[head * n..(head + 1) * n];
-            weights[0] = dot(query, &row(own_keys, token, dim)[slice.clone()]) * scale;
-            for (weight, patch) in weights[1..].iter_mut().zip(attended.clone()) {
-                *weight = dot(query, &row(keys, patch, dim)[slice.clone()]) * scale;
+        let n = (weights.len() / self.heads.max(1)).max(1);
+        let heads = rows_of_mut(weights, n).zip(rows_of_mut(context, width));
+        for (head, (weights, context)) in heads.enumerate() {
+            let of_head = |rows, index| part(row(rows, index, dim), head * width, width);
+            let query = of_head(own_queries, token);
+            if let Some((own, others)) = weights.split_first_mut() {
+                *own = dot(query, of_head(own_keys, token)) * scale;
+                for (weight, patch) in others.iter_mut().zip(attended.clone()) {
+                    *weight = dot(query, of_head(keys, patch)) * scale;
+                }
             }
             softmax_mut(weights);
-            let context = &mut context[slice.clone()];
             context.fill(0.0);
-            add_scaled(context, weights[0], &row(own_values, token, dim)[slice.clone()]);
-            for (&weight, patch) in weights[1..].iter().zip(attended.clone()) {
-                add_scaled(context, weight, &row(values, patch, dim)[slice.clone()]);
+            if let Some((&own, others)) = weights.split_first() {
+                add_scaled(context, own, of_head(own_values, token));
+                for (&weight, patch) in others.iter().zip(attended.clone()) {
+                    add_scaled(context, weight, of_head(values, patch));
+                }
             }
         }
     }
@@ -194,9 +198,9 @@ impl<'a> ClassAttention<'a> {
     /// Projection and MLP with their residuals: `class` (`[T, D]`) moves on by the contexts in the tile.
     pub(crate) fn finish(&self, class: &mut [f32], tile: &mut Tile<'_>) {
         let len = class.len();
-        let hidden = &mut tile.hidden[..len / self.dim() * self.hidden()];
-        let branch = &mut tile.normed[..len];
-        self.projection.rows(&tile.context[..len], branch);
+        let hidden = part_mut(tile.hidden, 0, len / self.dim().max(1) * self.hidden());
+        let branch = part_mut(tile.normed, 0, len);
+        self.projection.rows(part(tile.context, 0, len), branch);
         add_scaled(class, 1.0, branch);
         self.norm2.rows(class, branch);
         self.fc1.rows(branch, hidden);
@@ -233,13 +237,6 @@ impl<'s> Tile<'s> {
             hidden: take(&mut scratch, tokens * hidden),
         }
     }
-}
-
-/// Takes the first `len` values off a scratch buffer that was checked to hold them.
-pub(crate) fn take<'s>(scratch: &mut &'s mut [f32], len: usize) -> &'s mut [f32] {
-    let (taken, rest) = core::mem::take(scratch).split_at_mut(len);
-    *scratch = rest;
-    taken
 }
 
 #[cfg(test)]

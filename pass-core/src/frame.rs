@@ -3,7 +3,8 @@
 //! normalization.
 
 use crate::error::{Error, Result, check_length};
-use crate::shape::MAX_PATCHES;
+use crate::rows::rows_of_mut;
+use crate::shape::{MAX_PATCHES, part};
 
 /// Mean of red, green and blue.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
@@ -55,10 +56,14 @@ impl Between {
         let step = 1.0 / (to as f64 / from as f64);
         let position = ((index as f64 + 0.5) * step - 0.5) as f32;
         // truncation is the floor here: anything below 0 is clamped to it
-        let low = (position.max(0.0) as usize).min(from - 1);
-        let fraction = if position < 0.0 || low == from - 1 { 0.0 } else { position - low as f32 };
+        let low = (position.max(0.0) as usize).min(from.saturating_sub(1));
+        let fraction = if position < 0.0 || low + 1 == from { 0.0 } else { position - low as f32 };
         let fixed = |weight: f32| ((weight * (1 << WEIGHT_BITS) as f32 + ROUND) - ROUND) as i32;
-        Self { low, high: (low + 1).min(from - 1), weights: [fixed(1.0 - fraction), fixed(fraction)] }
+        Self {
+            low,
+            high: (low + 1).min(from.saturating_sub(1)),
+            weights: [fixed(1.0 - fraction), fixed(fraction)],
+        }
     }
 }
 
@@ -84,16 +89,19 @@ pub fn resize_bilinear_into(
     let out_row_len = out_size.1.saturating_mul(channels);
     check_length("resized pixels", out_size.0.saturating_mul(out_row_len), out.len())?;
 
-    for (row, out) in out.chunks_exact_mut(out_row_len).enumerate() {
+    for (row, out) in rows_of_mut(out, out_row_len).enumerate() {
         let vertical = Between::new(row, size.0, out_size.0);
-        let lines = [vertical.low, vertical.high].map(|line| &pixels[line * row_len..][..row_len]);
-        for (column, out) in out.chunks_exact_mut(channels).enumerate() {
+        let lines = [vertical.low, vertical.high].map(|line| part(pixels, line * row_len, row_len));
+        for (column, out) in rows_of_mut(out, channels).enumerate() {
             let horizontal = Between::new(column, size.1, out_size.1);
-            let (low, high) = (horizontal.low * channels, horizontal.high * channels);
-            for (channel, out) in out.iter_mut().enumerate() {
-                let [upper, lower] = lines.map(|line| {
-                    i32::from(line[low + channel]) * horizontal.weights[0]
-                        + i32::from(line[high + channel]) * horizontal.weights[1]
+            let pixels = lines.map(|line| {
+                [horizontal.low, horizontal.high].map(|column| part(line, column * channels, channels))
+            });
+            let [[upper_low, upper_high], [lower_low, lower_high]] = pixels;
+            let pixels = upper_low.iter().zip(upper_high).zip(lower_low.iter().zip(lower_high));
+            for (out, (upper, lower)) in out.iter_mut().zip(pixels) {
+                let [upper, lower] = [upper, lower].map(|(low, high)| {
+                    i32::from(*low) * horizontal.weights[0] + i32::from(*high) * horizontal.weights[1]
                 });
                 let sum = ((vertical.weights[0] * (upper >> 4)) >> 16)
                     + ((vertical.weights[1] * (lower >> 4)) >> 16);
@@ -119,9 +127,10 @@ pub fn normalize_into(rgb: &[u8], mean: [f32; 3], std: [f32; 3], out: &mut [f32]
     if n == 0 {
         return Ok(());
     }
-    for (channel, plane) in out.chunks_exact_mut(n).enumerate() {
-        for (out, pixel) in plane.iter_mut().zip(rgb.chunks_exact(3)) {
-            *out = (f32::from(pixel[channel]) / 255.0 - mean[channel]) / std[channel];
+    let moments = mean.iter().zip(&std);
+    for ((channel, plane), (mean, std)) in rows_of_mut(out, n).enumerate().zip(moments) {
+        for (out, value) in plane.iter_mut().zip(rgb.iter().skip(channel).step_by(3)) {
+            *out = (f32::from(*value) / 255.0 - mean) / std;
         }
     }
     Ok(())

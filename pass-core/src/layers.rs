@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result, check_length};
 use crate::math::{add_scaled, sqrt};
+use crate::rows::{rows_of, rows_of_mut};
 use crate::shape::{row, row_mut};
 
 /// Added to the variance before its root: the reference's value for every LayerNorm.
@@ -34,7 +35,7 @@ impl<'a> LayerNorm<'a> {
 
     /// Normalizes the rows of `x` (`[T, D]`) into `out`, as long as `x`.
     pub(crate) fn rows(&self, x: &[f32], out: &mut [f32]) {
-        for (x, out) in x.chunks_exact(self.dim()).zip(out.chunks_exact_mut(self.dim())) {
+        for (x, out) in rows_of(x, self.dim()).zip(rows_of_mut(out, self.dim())) {
             let (mean, inverse) = moments(x);
             for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(self.weight).zip(self.bias) {
                 *out = (x - mean) * inverse * weight + bias;
@@ -44,7 +45,7 @@ impl<'a> LayerNorm<'a> {
 
     /// Normalizes the rows of `x` in place.
     pub(crate) fn rows_mut(&self, x: &mut [f32]) {
-        for x in x.chunks_exact_mut(self.dim()) {
+        for x in rows_of_mut(x, self.dim()) {
             let (mean, inverse) = moments(x);
             for ((x, weight), bias) in x.iter_mut().zip(self.weight).zip(self.bias) {
                 *x = (*x - mean) * inverse * weight + bias;
@@ -136,9 +137,10 @@ impl<'a> Linear<'a> {
     #[cfg(any(test, not(feature = "matrixmultiply")))]
     fn rows_scalar(&self, x: &[f32], out: &mut [f32]) {
         // A row of the weight stays in the cache while all tokens use it.
-        for (o, (weight, bias)) in self.weight.chunks_exact(self.n_in).zip(self.bias).enumerate() {
-            for (token, x) in x.chunks_exact(self.n_in).enumerate() {
-                out[token * self.n_out() + o] = crate::math::dot(x, weight) + bias;
+        for (o, (weight, bias)) in rows_of(self.weight, self.n_in).zip(self.bias).enumerate() {
+            let column = out.iter_mut().skip(o).step_by(self.n_out().max(1));
+            for (out, x) in column.zip(rows_of(x, self.n_in)) {
+                *out = crate::math::dot(x, weight) + bias;
             }
         }
     }

@@ -22,6 +22,7 @@
 //! | [`segmentation_metrics`] | region similarity and contour accuracy of masks |
 //! | [`schedule`] | learning rate, weight decay, momentum and teacher temperature as functions of the step |
 //! | [`math`] | dot, norm, exp, ln, sqrt, erf, GELU: the only home of float primitives |
+//! | [`rows`] | rows of a buffer, without a check that could panic |
 //! | [`error`] | the one error |
 //!
 //! # From equation to function
@@ -82,6 +83,7 @@ pub mod matching;
 pub mod math;
 pub mod neighborhood;
 pub mod propagation;
+pub mod rows;
 pub mod schedule;
 pub mod segmentation_metrics;
 pub mod shape;

@@ -6,7 +6,8 @@
 use crate::error::{Error, Result, check_length, check_scratch};
 use crate::math::{dot, norm};
 use crate::neighborhood::Neighborhood;
-use crate::shape::{MAX_PATCHES, Tokens};
+use crate::rows::{rows_of, rows_of_mut};
+use crate::shape::{MAX_PATCHES, Tokens, part, part_mut, take};
 
 /// Smallest norm a feature is divided by: the reference normalizes with this bound.
 pub const NORM_EPSILON: f32 = 1e-12;
@@ -37,22 +38,23 @@ pub fn similarities_into(
     check_scratch("similarity scratch", similarity_scratch_len(neighborhood), scratch.len())?;
     check_length("similarities", n.saturating_mul(slots), out.len())?;
 
-    let inverse_norms = &mut scratch[..n];
+    let inverse_norms = part_mut(scratch, 0, n);
     for (inverse, token) in inverse_norms.iter_mut().zip(tokens.iter()) {
         *inverse = 1.0 / norm(token).max(NORM_EPSILON);
     }
     out.fill(f32::NEG_INFINITY);
-    for patch in 0..n {
+    let mut put = |patch: usize, slot: usize, cosine| {
+        if let Some(out) = out.get_mut(patch * slots + slot) {
+            *out = cosine;
+        }
+    };
+    for (patch, &inverse) in inverse_norms.iter().enumerate() {
         for (slot, candidate) in neighborhood.candidates(patch).enumerate() {
-            if candidate < patch {
-                continue;
-            }
-            let cosine = dot(tokens.row(patch), tokens.row(candidate))
-                * inverse_norms[patch]
-                * inverse_norms[candidate];
-            out[patch * slots + slot] = cosine;
+            let Some(&other) = inverse_norms.get(candidate).filter(|_| candidate > patch) else { continue };
+            let cosine = dot(tokens.row(patch), tokens.row(candidate)) * inverse * other;
+            put(patch, slot, cosine);
             if let Some(mirrored) = neighborhood.slot(candidate, patch) {
-                out[candidate * slots + mirrored] = cosine;
+                put(candidate, mirrored, cosine);
             }
         }
     }
@@ -87,20 +89,19 @@ pub fn top_k_into(
     check_length("similarities", n.saturating_mul(slots), similarities.len())?;
     check_length("matches", n.saturating_mul(k), out.len())?;
 
-    for (patch, (row, best)) in similarities.chunks_exact(slots).zip(out.chunks_exact_mut(k)).enumerate() {
+    let rows = rows_of(similarities, slots).zip(rows_of_mut(out, k));
+    for (patch, (row, best)) in rows.enumerate() {
         best.fill(NO_MATCH);
-        let mut found = 0;
-        for (slot, candidate) in neighborhood.candidates(patch).enumerate() {
-            let rank = rankable(row[slot]);
-            // Candidates come in ascending order, so a later one must be strictly better to pass an earlier one.
-            let mut place = found;
-            while place > 0 && rank > rank_of(best[place - 1], patch, row, neighborhood) {
-                place -= 1;
-            }
-            if place < k {
-                found = (found + 1).min(k);
-                best.copy_within(place..found - 1, place + 1);
-                best[place] = candidate as u32;
+        for (&similarity, candidate) in row.iter().zip(neighborhood.candidates(patch)) {
+            let rank = rankable(similarity);
+            // Candidates come in ascending order, so a later one must be strictly better to pass an earlier one. From
+            // its place on, every better-known one moves down; the last one leaves.
+            let (mut moving, mut found) = (candidate as u32, false);
+            for place in best.iter_mut() {
+                found = found || *place == NO_MATCH || rank > rank_of(*place, patch, row, neighborhood);
+                if found {
+                    core::mem::swap(place, &mut moving);
+                }
             }
         }
     }
@@ -108,7 +109,10 @@ pub fn top_k_into(
 }
 
 fn rank_of(candidate: u32, patch: usize, row: &[f32], neighborhood: &Neighborhood) -> f32 {
-    neighborhood.slot(patch, candidate as usize).map_or(f32::NEG_INFINITY, |slot| rankable(row[slot]))
+    neighborhood
+        .slot(patch, candidate as usize)
+        .and_then(|slot| row.get(slot))
+        .map_or(f32::NEG_INFINITY, |similarity| rankable(*similarity))
 }
 
 /// A similarity that is not a number must not win.
@@ -133,8 +137,9 @@ pub fn match_into(
 ) -> Result<()> {
     check_scratch("match scratch", match_scratch_len(neighborhood), scratch.len())?;
     let n = neighborhood.grid().n_patches();
-    let (norms, rest) = scratch.split_at_mut(n);
-    let similarities = &mut rest[..n * neighborhood.max_candidates()];
+    let mut rest = scratch;
+    let norms = take(&mut rest, n);
+    let similarities = take(&mut rest, n * neighborhood.max_candidates());
     similarities_into(tokens, neighborhood, norms, similarities)?;
     top_k_into(similarities, neighborhood, k, out)
 }
@@ -175,7 +180,7 @@ impl<'a> Matches<'a> {
 
     /// The number of patches.
     pub const fn len(&self) -> usize {
-        self.indices.len() / self.k
+        self.indices.len() / if self.k == 0 { 1 } else { self.k }
     }
 
     /// Whether there is no patch.
@@ -190,9 +195,8 @@ impl<'a> Matches<'a> {
 
     /// The matches of `patch`, most similar first; empty past the last patch.
     pub fn of(&self, patch: usize) -> &'a [u32] {
-        let row = self.indices.chunks_exact(self.k).nth(patch).unwrap_or_default();
-        let found = row.iter().position(|&index| index == NO_MATCH).unwrap_or(row.len());
-        &row[..found]
+        let row = part(self.indices, patch.saturating_mul(self.k), self.k);
+        row.split(|&index| index == NO_MATCH).next().unwrap_or_default()
     }
 }
 

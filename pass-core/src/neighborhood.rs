@@ -89,7 +89,12 @@ impl Neighborhood {
             let max = self.grid.n_patches() - 1;
             return Err(Error::OutOfRange { what: "patch", min: 0, max, actual: patch });
         }
-        Ok(self.candidates(patch).map(|candidate| candidate as u32).collect())
+        let mut list = heapless::Vec::new();
+        for candidate in self.candidates(patch) {
+            // full is what the first check rules out
+            let _ = list.push(candidate as u32);
+        }
+        Ok(list)
     }
 
     /// The position of `candidate` among [`Neighborhood::candidates`] of `patch`, if it is one.

@@ -1,4 +1,7 @@
 //! Checked views of row-major slices: a grid of patches, and the tokens on it.
+//!
+//! Lengths are checked at the door of every public function; behind it, [`part`] and [`part_mut`] cut buffers without any
+//! check that could panic, so that nothing a device runs can.
 
 use crate::error::{Error, Result, check_length};
 
@@ -49,7 +52,8 @@ impl PatchGrid {
 
     /// `(row, column)` of a flat index.
     pub(crate) const fn position(self, patch: usize) -> (usize, usize) {
-        (patch / self.width, patch % self.width)
+        let width = if self.width == 0 { 1 } else { self.width };
+        (patch / width, patch % width)
     }
 }
 
@@ -96,7 +100,7 @@ impl<'a> Tokens<'a> {
 
     /// The tokens in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &'a [f32]> + Clone + use<'a> {
-        self.data.chunks_exact(self.dim)
+        self.data.chunks_exact(self.dim.max(1))
     }
 
     /// One token; `index` was checked by the caller.
@@ -132,7 +136,7 @@ impl<'a> TokenBatch<'a> {
     /// The images in order.
     pub fn images(&self) -> impl ExactSizeIterator<Item = Tokens<'a>> + use<'a> {
         let (n, dim) = (self.n, self.dim);
-        self.data.chunks_exact(n * dim).map(move |data| Tokens { data, n, dim })
+        self.data.chunks_exact((n * dim).max(1)).map(move |data| Tokens { data, n, dim })
     }
 }
 
@@ -164,14 +168,42 @@ mod views {
     }
 }
 
+/// `len` values from `start` on; none where the buffer ends before, which the checks at the door rule out.
+#[inline(always)]
+pub(crate) fn part<T>(values: &[T], start: usize, len: usize) -> &[T] {
+    values.get(start..).and_then(|rest| rest.get(..len)).unwrap_or_default()
+}
+
+/// The same, to write.
+#[inline(always)]
+pub(crate) fn part_mut<T>(values: &mut [T], start: usize, len: usize) -> &mut [T] {
+    values.get_mut(start..).and_then(|rest| rest.get_mut(..len)).unwrap_or_default()
+}
+
+/// Takes the first `len` values off a buffer.
+#[inline(always)]
+pub(crate) fn take<'s, T>(buffer: &mut &'s mut [T], len: usize) -> &'s mut [T] {
+    let (taken, rest) = core::mem::take(buffer).split_at_mut_checked(len).unwrap_or_default();
+    *buffer = rest;
+    taken
+}
+
+/// Copies as many values as both have.
+#[inline(always)]
+pub(crate) fn copy<T: Copy>(from: &[T], to: &mut [T]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
+    }
+}
+
 /// Row `index` of a `[_, width]` slice.
 pub(crate) fn row(data: &[f32], index: usize, width: usize) -> &[f32] {
-    &data[index * width..(index + 1) * width]
+    part(data, index * width, width)
 }
 
 /// Row `index` of a `[_, width]` slice, to write.
 pub(crate) fn row_mut(data: &mut [f32], index: usize, width: usize) -> &mut [f32] {
-    &mut data[index * width..(index + 1) * width]
+    part_mut(data, index * width, width)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ mod yuv;
 
 use crate::error::{Error, Result};
 use crate::format::generated_pixel;
-use crate::rows::rows_of_mut;
+use pass_core::rows::rows_of_mut;
 
 pub use yuv::YuvColor;
 

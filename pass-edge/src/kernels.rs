@@ -35,8 +35,8 @@ mod scalar;
 
 use crate::error::{Error, Result};
 use crate::format::{INPUT_MULTIPLE, Mode, PANEL};
-use crate::rows::rows_of;
 use crate::scratch::TILE;
+use pass_core::rows::rows_of;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx_vnni::AvxVnni;

@@ -11,7 +11,7 @@
 //! | [`resize`] | any image to the size of the model |
 //! | [`scratch`] | working memory; its size is a `const fn` |
 //! | [`parallel`] | threads, lent by the caller |
-//! | `vit`, `ops`, `rows` | the forward pass and its parts |
+//! | `vit`, `ops` | the forward pass and its parts |
 //! | [`kernels`] | integer matrix products: scalar reference and vector instructions |
 //! | [`tracking`] | labels of a video, from frame to frame |
 //! | [`self_test`] | the promise of a file, checked on the device |
@@ -59,7 +59,6 @@ pub mod model;
 mod ops;
 pub mod parallel;
 pub mod resize;
-mod rows;
 pub mod scratch;
 pub mod self_test;
 pub mod tracking;

@@ -8,7 +8,7 @@ use pass_core::propagation::{Clip, ClipShape};
 use crate::error::{Error, Result, prefix_mut};
 use crate::kernels::{Arithmetic, Job, Kernel, Work};
 use crate::parallel::{Pool, for_parts, used_threads};
-use crate::rows::rows_of_mut;
+use pass_core::rows::rows_of_mut;
 
 /// Values of working memory that [`propagate`] needs with the threads of `pool`.
 pub fn propagate_scratch_len(shape: &ClipShape, pool: &dyn Pool) -> usize {

@@ -10,8 +10,8 @@ use crate::ops::layer_norm::LayerNorm;
 use crate::ops::linear::{Epilogue, linear};
 use crate::ops::quantize::QuantizeI8;
 use crate::parallel::{MOST_THREADS, Pool, Serial, for_parts, used_threads};
-use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::{Plan, Scratch, ScratchLen, TILE};
+use pass_core::rows::{rows_of, rows_of_mut};
 
 /// Features of an image of exactly the model's size.
 ///

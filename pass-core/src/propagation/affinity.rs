@@ -4,6 +4,8 @@ use core::ops::Range;
 
 use super::clip::ClipShape;
 use crate::math::exp;
+use crate::rows::{rows_of, rows_of_mut};
+use crate::shape::{copy, part, part_mut, take};
 
 /// Target patches whose products are formed together: their sums stay in registers.
 const TILE: usize = 4;
@@ -31,40 +33,47 @@ impl Voting<'_> {
         &self,
         row: usize,
         columns: Range<usize>,
-        context: impl ExactSizeIterator<Item = Frame<'c>> + Clone,
+        (frames, context): (usize, impl Iterator<Item = Frame<'c>> + Clone),
         scratch: &mut [f32],
         out: &mut [f32],
     ) {
         let grid = self.shape.grid;
         let rows = self.shape.window(row, grid.height());
-        let (best, similarities) = scratch.split_at_mut(self.shape.top_k());
+        let mut similarities = scratch;
+        let best = take(&mut similarities, self.shape.top_k());
         // of each target patch: [context frames, rows, columns of its window]
         let of_target = self.shape.votes_len();
         for (index, frame) in context.clone().enumerate() {
             for source_row in rows.clone() {
-                let line = index * rows.len() + source_row - rows.start;
+                let line = index * length(&rows) + source_row - rows.start;
                 let source = self.row(frame.features, source_row);
                 for tile in columns.clone().step_by(TILE) {
                     let place = (tile - columns.start) * of_target;
                     let targets = tile..columns.end.min(tile + TILE);
-                    self.similarities(row, targets, source, line, of_target, &mut similarities[place..]);
+                    let similarities = similarities.get_mut(place..).unwrap_or_default();
+                    self.similarities(row, targets, source, line, of_target, similarities);
                 }
             }
         }
         let classes = self.shape.classes;
-        for (place, (column, out)) in columns.zip(out.chunks_exact_mut(classes)).enumerate() {
+        for (place, (column, out)) in columns.zip(rows_of_mut(out, classes)).enumerate() {
             let window = self.shape.window(column, grid.width());
-            let len = context.len() * rows.len() * window.len();
-            let similarities = &similarities[place * of_target..][..len];
+            let len = frames * length(&rows) * length(&window);
+            let similarities = part(similarities, place * of_target, len);
             let (largest, threshold) = bounds(similarities, best);
-            let lines = context
-                .clone()
-                .flat_map(|frame| rows.clone().map(move |row| (frame, row)))
-                .map(|(frame, row)| &frame.labels[(row * grid.width() + window.start) * classes..]);
+            let lines = context.clone().flat_map(|frame| rows.clone().map(move |row| (frame, row))).map(
+                |(frame, row)| {
+                    part(
+                        frame.labels,
+                        (row * grid.width() + window.start) * classes,
+                        length(&window) * classes,
+                    )
+                },
+            );
             out.fill(0.0);
             let mut total = 0.0;
-            for (similarities, labels) in similarities.chunks_exact(window.len()).zip(lines) {
-                for (&similarity, labels) in similarities.iter().zip(labels.chunks_exact(classes)) {
+            for (similarities, labels) in rows_of(similarities, length(&window)).zip(lines) {
+                for (&similarity, labels) in similarities.iter().zip(rows_of(labels, classes)) {
                     if similarity >= threshold {
                         // the reference takes exp(cos/τ); the largest is taken off first, so that no temperature overflows
                         let weight = exp((similarity - largest) / self.shape.rule.temperature);
@@ -104,9 +113,10 @@ impl Voting<'_> {
                 let window = self.shape.window(column, width);
                 let (from, to) = (start.max(window.start), window.end.min(start + LANES));
                 if from < to {
-                    let line = &mut out[place * of_target + line * window.len()..][..window.len()];
-                    line[from - window.start..to - window.start]
-                        .copy_from_slice(&products[column - first][from - start..to - start]);
+                    let line = place * of_target + line * length(&window);
+                    let products = products.get(column - first).map_or(&[][..], |products| &products[..]);
+                    let line = part_mut(out, line + from - window.start, to - from);
+                    copy(part(products, from - start, to - from), line);
                 }
             }
         }
@@ -114,8 +124,13 @@ impl Voting<'_> {
 
     fn row<'f>(&self, features: &'f [f32], row: usize) -> &'f [f32] {
         let len = self.shape.stride() * self.shape.dim;
-        &features[row * len..][..len]
+        part(features, row * len, len)
     }
+}
+
+/// What a range spans; its own `len` asserts something about it.
+fn length(range: &Range<usize>) -> usize {
+    range.end.saturating_sub(range.start)
 }
 
 /// Sums over the features of `target[first + i]·source[start + lane]`, in the order of the features.
@@ -128,7 +143,7 @@ fn products(
     stride: usize,
 ) -> [[f32; LANES]; TILE] {
     let mut sums = [[0.0; LANES]; TILE];
-    for (target, source) in target.chunks_exact(stride).zip(source.chunks_exact(stride)) {
+    for (target, source) in rows_of(target, stride).zip(rows_of(source, stride)) {
         let targets = target.get(first..).and_then(|values| values.first_chunk::<TILE>());
         let sources = source.get(start..).and_then(|values| values.first_chunk::<LANES>());
         let (Some(targets), Some(sources)) = (targets, sources) else { break };
@@ -147,13 +162,14 @@ fn bounds(values: &[f32], best: &mut [f32]) -> (f32, f32) {
     let mut threshold = f32::NEG_INFINITY;
     for &value in values {
         if value > threshold {
-            let place = best.partition_point(|&better| better >= value);
-            best[place..].rotate_right(1);
-            best[place] = value;
-            threshold = best[best.len() - 1];
+            let mut moving = value;
+            for place in best.iter_mut().filter(|place| **place < value) {
+                core::mem::swap(place, &mut moving);
+            }
+            threshold = best.last().copied().unwrap_or(value);
         }
     }
-    (best[0], threshold)
+    (best.first().copied().unwrap_or(threshold), threshold)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use super::affinity::{Frame, LANES, Voting};
 use crate::error::{Error, Result, check_length, check_scratch};
 use crate::matching::NORM_EPSILON;
 use crate::math::norm;
-use crate::shape::{PatchGrid, Tokens};
+use crate::shape::{PatchGrid, Tokens, copy, row, row_mut, take};
 
 /// Every size of a clip; gives the lengths of its buffers.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -210,7 +210,11 @@ impl<'a> Clip<'a> {
         }
         check_length("target frames", 1, usize::from(self.has_target))?;
         check_scratch("propagation scratch", self.shape.scratch_len(), scratch.len())?;
-        check_length("soft labels", patches.len().saturating_mul(self.shape.classes), out.len())?;
+        check_length(
+            "soft labels",
+            (patches.end - patches.start).saturating_mul(self.shape.classes),
+            out.len(),
+        )?;
 
         let voting = Voting { shape: &self.shape, target: self.frame(self.slot(self.kept)).features };
         let context = self.context();
@@ -219,9 +223,9 @@ impl<'a> Clip<'a> {
         while patch < patches.end {
             let (row, column) = self.shape.grid.position(patch);
             let count = (width - column).min(patches.end - patch);
-            let (block, rest) = out.split_at_mut(count * self.shape.classes);
+            let block = take(&mut out, count * self.shape.classes);
             voting.label_row(row, column..column + count, context.clone(), scratch, block);
-            (patch, out) = (patch + count, rest);
+            patch += count;
         }
         Ok(())
     }
@@ -239,50 +243,51 @@ impl<'a> Clip<'a> {
         Ok(())
     }
 
-    /// The first frame, then the previous ones, oldest first.
-    fn context(&self) -> impl ExactSizeIterator<Item = Frame<'_>> + Clone {
+    /// How many frames take part: the first one, then the previous ones, oldest first.
+    fn context(&self) -> (usize, impl Iterator<Item = Frame<'_>> + Clone) {
         let previous = self.kept.min(self.shape.rule.previous_frames);
-        (0..previous + 1).map(move |place| match place {
+        let frames = (0..previous + 1).map(move |place| match place {
             0 => self.frame(0),
             _ => self.frame(self.slot(self.kept - previous + place - 1)),
-        })
+        });
+        (previous + 1, frames)
     }
 
     /// Where the frame is that was (or will be) kept as number `index`: the target takes the place of the oldest frame
     /// no longer needed.
     const fn slot(&self, index: usize) -> usize {
-        1 + index % (self.shape.slots() - 1)
+        match index.checked_rem(self.shape.slots() - 1) {
+            Some(place) => 1 + place,
+            None => 1,
+        }
     }
 
     fn frame(&self, slot: usize) -> Frame<'_> {
         Frame {
-            features: part(self.features, slot, self.shape.frame_features_len()),
-            labels: part(self.labels, slot, self.shape.frame_labels_len()),
+            features: row(self.features, slot, self.shape.frame_features_len()),
+            labels: row(self.labels, slot, self.shape.frame_labels_len()),
         }
     }
 
     fn store_features(&mut self, slot: usize, tokens: Tokens<'_>) {
         let (stride, dim) = (self.shape.stride(), self.shape.dim);
         let len = self.shape.frame_features_len();
-        let frame = &mut self.features[slot * len..][..len];
+        let frame = row_mut(self.features, slot, len);
         frame.fill(0.0);
         for (patch, token) in tokens.iter().enumerate() {
             let (row, column) = self.shape.grid.position(patch);
             let length = norm(token).max(NORM_EPSILON);
-            for (feature, value) in token.iter().enumerate() {
-                frame[(row * dim + feature) * stride + column] = value / length;
+            let places = frame.get_mut(row * dim * stride + column..).unwrap_or_default();
+            for (place, value) in places.iter_mut().step_by(stride.max(1)).zip(token) {
+                *place = value / length;
             }
         }
     }
 
     fn store_labels(&mut self, slot: usize, labels: &[f32]) {
         let len = self.shape.frame_labels_len();
-        self.labels[slot * len..][..len].copy_from_slice(labels);
+        copy(labels, row_mut(self.labels, slot, len));
     }
-}
-
-fn part(values: &[f32], slot: usize, len: usize) -> &[f32] {
-    &values[slot * len..][..len]
 }
 
 fn check_tokens(shape: &ClipShape, tokens: Tokens<'_>) -> Result<()> {

@@ -1,9 +1,8 @@
 //! Masks to labels and back: from the size of a frame to its patches, and from soft labels of patches to a mask.
 
-use core::ops::Range;
-
 use crate::error::{Error, Result, check_length, check_scratch};
-use crate::shape::PatchGrid;
+use crate::rows::rows_of_mut;
+use crate::shape::{PatchGrid, copy, part, row, take};
 
 /// Coordinates `0..to` of an axis resized by nearest neighbor from `from`, as Pillow computes them:
 /// `floor((x + ½)·from/to)`, with the position summed up in double precision.
@@ -11,7 +10,7 @@ fn nearest_places(from: usize, to: usize) -> impl Iterator<Item = usize> + Clone
     let step = from as f64 / to as f64;
     let mut position = 0.5 * step;
     (0..to).map(move |_| {
-        let place = (position as usize).min(from - 1);
+        let place = (position as usize).min(from.saturating_sub(1));
         position += step;
         place
     })
@@ -37,9 +36,10 @@ pub fn resize_nearest_into(
 ) -> Result<()> {
     check_length("mask", check_size("mask size", size)?, mask.len())?;
     check_length("resized mask", check_size("resized mask size", out_size)?, out.len())?;
-    for (row, out) in nearest_places(size.0, out_size.0).zip(out.chunks_exact_mut(out_size.1)) {
+    for (row, out) in nearest_places(size.0, out_size.0).zip(rows_of_mut(out, out_size.1)) {
+        let line = part(mask, row * size.1, size.1);
         for (column, out) in nearest_places(size.1, out_size.1).zip(out) {
-            *out = mask[row * size.1 + column];
+            *out = line.get(column).copied().unwrap_or_default();
         }
     }
     Ok(())
@@ -59,8 +59,10 @@ pub fn one_hot_into(mask: &[u8], classes: usize, out: &mut [f32]) -> Result<()> 
         return Err(Error::OutOfRange { what: "label", min: 0, max, actual: label.into() });
     }
     out.fill(0.0);
-    for (label, out) in mask.iter().zip(out.chunks_exact_mut(classes.max(1))) {
-        out[usize::from(*label)] = 1.0;
+    for (label, out) in mask.iter().zip(rows_of_mut(out, classes)) {
+        if let Some(out) = out.get_mut(usize::from(*label)) {
+            *out = 1.0;
+        }
     }
     Ok(())
 }
@@ -101,9 +103,9 @@ pub fn segment_into(
     check_length("soft labels", grid.n_patches().saturating_mul(classes), labels.len())?;
     check_length("mask", check_size("mask size", out_size)?, out.len())?;
     check_scratch("mask scratch", segment_scratch_len(grid, classes), scratch.len())?;
-    let (bounds, line) = scratch.split_at_mut(2 * classes);
-    let (least, most) = bounds.split_at_mut(classes);
-    let line = &mut line[..grid.width() * classes];
+    let mut rest = scratch;
+    let (least, most) = (take(&mut rest, classes), take(&mut rest, classes));
+    let line = take(&mut rest, grid.width() * classes);
 
     least.fill(f32::INFINITY);
     most.fill(f32::NEG_INFINITY);
@@ -111,10 +113,9 @@ pub fn segment_into(
         interpolate_row(labels, grid, classes, Between::new(row, scale, grid.height()), line);
         for column in 0..upsampled.1 {
             let between = Between::new(column, scale, grid.width());
-            for class in 0..classes {
-                let value = between.value(line, class, classes);
-                least[class] = least[class].min(value);
-                most[class] = most[class].max(value);
+            for ((value, least), most) in between.values(line, classes).zip(&mut *least).zip(&mut *most) {
+                *least = least.min(value);
+                *most = most.max(value);
             }
         }
     }
@@ -131,27 +132,28 @@ pub fn segment_into(
         }
     }
 
-    let mut last = (usize::MAX, 0..0);
-    for (place, row) in nearest_places(upsampled.0, out_size.0).enumerate() {
-        let here = place * out_size.1..(place + 1) * out_size.1;
-        if row == last.0 {
-            out.copy_within(last.1.clone(), here.start);
+    let (mut last, mut last_line): (_, &[u8]) = (usize::MAX, &[]);
+    let lines = rows_of_mut(out, out_size.1);
+    for (row, out) in nearest_places(upsampled.0, out_size.0).zip(lines) {
+        if row == last {
+            copy(last_line, out);
             continue;
         }
         interpolate_row(labels, grid, classes, Between::new(row, scale, grid.height()), line);
         let columns = nearest_places(upsampled.1, out_size.1);
-        for (column, out) in columns.zip(&mut out[Range::clone(&here)]) {
+        for (column, out) in columns.zip(&mut *out) {
             let between = Between::new(column, scale, grid.width());
             let mut best = f32::NEG_INFINITY;
             *out = 0;
-            for class in 0..classes {
-                let value = (between.value(line, class, classes) - least[class]) / most[class];
+            let values = between.values(line, classes).zip(&*least).zip(&*most);
+            for (class, ((value, least), most)) in values.enumerate() {
+                let value = (value - least) / most;
                 if value > best {
                     (*out, best) = (class as u8, value);
                 }
             }
         }
-        last = (row, here);
+        (last, last_line) = (row, out);
     }
     Ok(())
 }
@@ -168,20 +170,22 @@ impl Between {
     /// Center of pixel `index`, in patches (`align_corners = false`): `(index + ½)/scale − ½`, not below 0.
     fn new(index: usize, scale: usize, side: usize) -> Self {
         let position = ((index as f32 + 0.5) / scale as f32 - 0.5).max(0.0);
-        let low = (position as usize).min(side - 1);
-        Self { low, high: (low + 1).min(side - 1), weight: position - low as f32 }
+        let end = side.saturating_sub(1);
+        let low = (position as usize).min(end);
+        Self { low, high: (low + 1).min(end), weight: position - low as f32 }
     }
 
-    fn value(self, line: &[f32], class: usize, classes: usize) -> f32 {
-        let (low, high) = (line[self.low * classes + class], line[self.high * classes + class]);
-        (1.0 - self.weight) * low + self.weight * high
+    /// Labels of all classes between the two patches of `line`, `[width, C]`.
+    fn values(self, line: &[f32], classes: usize) -> impl Iterator<Item = f32> {
+        let [low, high] = [self.low, self.high].map(|patch| row(line, patch, classes));
+        low.iter().zip(high).map(move |(low, high)| (1.0 - self.weight) * low + self.weight * high)
     }
 }
 
 /// Labels of one upsampled row, at the columns of the patches.
 fn interpolate_row(labels: &[f32], grid: PatchGrid, classes: usize, between: Between, out: &mut [f32]) {
-    let row = |row: usize| &labels[row * grid.width() * classes..][..grid.width() * classes];
-    for ((out, low), high) in out.iter_mut().zip(row(between.low)).zip(row(between.high)) {
+    let [low, high] = [between.low, between.high].map(|line| row(labels, line, grid.width() * classes));
+    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
         *out = (1.0 - between.weight) * low + between.weight * high;
     }
 }

@@ -12,7 +12,19 @@ use pass_edge::model::Model;
 use pass_edge::parallel::Pool;
 use pass_edge::resize::{Filter, Fit, Resize, ResizeScratch};
 use pass_edge::scratch::{Scratch, ScratchLen};
+use pass_edge::tracking::{propagate, propagate_scratch_len};
 use pass_edge::{features, features_with_pool, scratch_len, self_test};
+
+use pass_core::aggregation::{AggregationHead, mean_into};
+use pass_core::class_attention::{ClassAttention, ClassAttentionParameters};
+use pass_core::frame;
+use pass_core::layers::LayerNorm;
+use pass_core::matching::{Matches, match_into, match_scratch_len};
+use pass_core::neighborhood::{Border, Neighborhood, Window};
+use pass_core::propagation::{
+    Clip, ClipShape, Propagation, one_hot_into, resize_nearest_into, segment_into, segment_scratch_len,
+};
+use pass_core::shape::{PatchGrid, Tokens};
 
 // memcpy and the like
 #[cfg(target_os = "linux")]
@@ -89,6 +101,10 @@ pub struct Inputs {
     threads: extern "C" fn() -> usize,
     run: extern "C" fn(*mut core::ffi::c_void, usize),
     print: extern "C" fn(*const u8, usize),
+    sizes: [usize; 8],
+    weights: [Buffer<f32>; 18],
+    clip: [Buffer<f32>; 4],
+    indices: Buffer<u32>,
 }
 
 impl Pool for Inputs {
@@ -184,5 +200,69 @@ unsafe fn run(inputs: &Inputs) -> pass_edge::Result<u64> {
     if let Some((mean, basis)) = model.pca() {
         sum ^= u64::from(mean.chain(basis).sum::<f32>().to_bits());
     }
+    // SAFETY: the caller's promise.
+    unsafe { on_top(inputs, kernel)? };
     Ok(sum)
+}
+
+/// What a device does with features: matching, aggregation, labels along a video.
+unsafe fn on_top(inputs: &Inputs, kernel: Kernel) -> pass_edge::Result<()> {
+    // SAFETY: the caller's promise.
+    let (floats, out, indices, mask, rgb) = unsafe {
+        (
+            inputs.floats.slice(),
+            inputs.out.slice(),
+            inputs.indices.slice(),
+            inputs.frame.slice(),
+            inputs.rgb.slice(),
+        )
+    };
+    // SAFETY: the caller's promise.
+    let [features, labels, scratch, soft] = [0, 1, 2, 3].map(|index| unsafe { inputs.clip[index].slice() });
+    let [height, width, dim, k, classes, heads, side, count] = inputs.sizes;
+    let grid = PatchGrid::new(height, width)?;
+    let tokens = Tokens::new(floats, grid.n_patches(), dim)?;
+
+    let (window, border) = match inputs.fit {
+        0 => (Window::Side(side), Border::Wrap),
+        1 => (Window::Side(side), Border::Clip),
+        _ => (Window::All, Border::Wrap),
+    };
+    let place = Neighborhood::new(grid, window, border)?;
+    let _ = place.list::<8>(count)?.len();
+    let _ = match_scratch_len(&place);
+    match_into(tokens, &place, k, scratch, indices)?;
+    let matches = Matches::new(indices, grid.n_patches(), k)?;
+    mean_into(tokens, matches, out)?;
+    let mut next = 0;
+    let parameters = ClassAttentionParameters::from_fn(|_| {
+        next += 1;
+        // SAFETY: the caller's promise.
+        inputs.weights.get(next - 1).map_or(&[][..], |weights| unsafe { weights.slice() })
+    });
+    let block = ClassAttention::new(parameters, heads)?;
+    block.forward_into(tokens, soft, scratch, out, labels)?;
+    let blocks = [block, block];
+    let head =
+        AggregationHead::new(soft, &blocks, LayerNorm::new(parameters.norm1_weight, parameters.norm1_bias)?)?;
+    let _ = head.scratch_len(grid.n_patches());
+    head.class_into(tokens, scratch, out)?;
+    head.aggregate_into(tokens, matches, scratch, out)?;
+
+    let size = frame::prepared_size(inputs.size.into(), side)?;
+    frame::resize_bilinear_into(mask, inputs.size.into(), 3, size, rgb)?;
+    frame::normalize_into(rgb, frame::MEAN, frame::STD, out)?;
+    let rule = Propagation { previous_frames: count, radius: side, top_k: k, ..Propagation::DAVIS };
+    let shape = ClipShape::new(rule, grid, dim, classes)?;
+    resize_nearest_into(mask, inputs.size.into(), (height, width), rgb)?;
+    one_hot_into(rgb, classes, soft)?;
+    let mut clip = Clip::new(shape, features, labels, tokens, soft)?;
+    clip.set_target(tokens)?;
+    let _ = propagate_scratch_len(&shape, inputs);
+    propagate(&clip, kernel, inputs, scratch, soft)?;
+    clip.propagate_into(k..count, scratch, soft)?;
+    clip.keep_target(soft)?;
+    let _ = segment_scratch_len(grid, classes);
+    segment_into(soft, grid, classes, side, inputs.size.into(), scratch, rgb)?;
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The reference: plain Rust in the order of the definition.
 
 use super::{Arithmetic, I8Product, I16Product, PAIR, PANEL, QUAD, Work};
-use crate::rows::{rows_of, rows_of_mut};
+use pass_core::rows::{rows_of, rows_of_mut};
 
 /// No instructions beyond the target's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

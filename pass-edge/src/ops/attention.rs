@@ -8,8 +8,8 @@ use super::elementary::{LANES, exp2_nonpositive, largest, sum_lanes};
 use super::quantize::{quantize_i16, quantize_i16_within};
 use crate::error::{Error, Result};
 use crate::kernels::{Arithmetic, CHUNK, I16Panels, I16Product, PAIR, Sums, Work};
-use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::TILE;
+use pass_core::rows::{rows_of, rows_of_mut};
 
 /// Channels of a head, at most (`Architecture::validate`).
 const MOST_CHANNELS: usize = 512;

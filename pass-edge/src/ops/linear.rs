@@ -4,8 +4,8 @@ use super::elementary::gelu;
 use crate::error::Result;
 use crate::format::{Linear, floats};
 use crate::kernels::{Arithmetic, CHUNK, I8Product, I8Rows, Sums, Work};
-use crate::rows::{rows_of, rows_of_mut};
 use crate::scratch::TILE;
+use pass_core::rows::{rows_of, rows_of_mut};
 
 /// What is done with `y = W·x + b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use super::ResizeLen;
 use super::axis::{Axis, FRACTION_BITS};
 use crate::image::Image;
 use crate::kernels::{Arithmetic, Job, Work};
-use crate::rows::{rows_of, rows_of_mut};
+use pass_core::rows::{rows_of, rows_of_mut};
 
 /// Rows of a group.
 const ROWS: usize = 8;

@@ -1,19 +1,21 @@
 //! Rows and tiles of a buffer. Unlike `chunks`, which panics at a width of 0, these cannot panic: no check is left of what only
-//! the validation of a model, far from here, makes needless.
+//! a validation far from here makes needless.
 
 /// The rows of `width` numbers, the last one shorter if the buffer ends in it; none if `width` is 0.
 #[inline(always)]
-pub(crate) fn rows_of<T>(rest: &[T], width: usize) -> Rows<'_, T> {
+pub fn rows_of<T>(rest: &[T], width: usize) -> Rows<'_, T> {
     Rows { rest, width }
 }
 
 /// The same, to be written.
 #[inline(always)]
-pub(crate) fn rows_of_mut<T>(rest: &mut [T], width: usize) -> RowsMut<'_, T> {
+pub fn rows_of_mut<T>(rest: &mut [T], width: usize) -> RowsMut<'_, T> {
     RowsMut { rest, width }
 }
 
-pub(crate) struct Rows<'a, T> {
+/// Of [`rows_of`].
+#[derive(Clone, Debug)]
+pub struct Rows<'a, T> {
     rest: &'a [T],
     width: usize,
 }
@@ -29,7 +31,9 @@ impl<'a, T> Iterator for Rows<'a, T> {
     }
 }
 
-pub(crate) struct RowsMut<'a, T> {
+/// Of [`rows_of_mut`].
+#[derive(Debug)]
+pub struct RowsMut<'a, T> {
     rest: &'a mut [T],
     width: usize,
 }
