@@ -10,6 +10,7 @@
 //! | [`derived`] | sizes, learning rate and step counts computed from the fields |
 //! | [`mod@print`] | the configuration as commented TOML |
 //! | [`run`] | what one run is started with, and how it ended |
+//! | [`segment`] | the hyper-parameters of `eval segment` |
 
 #[macro_use]
 mod keys;
@@ -20,6 +21,7 @@ pub mod layers;
 pub mod presets;
 pub mod print;
 pub mod run;
+pub mod segment;
 pub mod validate;
 
 pub use error::ConfigError;

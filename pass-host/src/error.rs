@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::segment::SegmentError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
@@ -39,6 +40,9 @@ pub enum Error {
     /// The training run.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Semantic segmentation.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
@@ -77,6 +81,7 @@ impl Error {
             Self::Checkpoint(error) => error.hint(),
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
             Self::Train(error) => error.hint(),
+            Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),

@@ -12,6 +12,7 @@
 //! | [`optimizer`] | parameter groups, clipping, AdamW and the momentum teacher |
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
+//! | [`evaluate`] | what trained features are worth |
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
@@ -25,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod import;

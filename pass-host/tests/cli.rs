@@ -73,6 +73,9 @@ fn help_of_every_command() {
     for command in ["top-patches", "attention", "positives", "pca"] {
         check(&format!("help_viz_{command}"), &run(&["viz", command, "--help"]));
     }
+    for command in ["segment"] {
+        check(&format!("help_eval_{command}"), &run(&["eval", command, "--help"]));
+    }
 }
 
 #[test]

@@ -257,7 +257,7 @@ fn absolute(image: &str) -> String {
 }
 
 /// The first Ctrl-C asks the run to end with a checkpoint, the second ends the program at once.
-fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
+pub(super) fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
     let interrupted = Arc::clone(interrupted);
     let caught = ctrlc::set_handler(move || {
         if interrupted.fetch_add(1, Ordering::SeqCst) > 0 {
