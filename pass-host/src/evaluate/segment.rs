@@ -171,13 +171,10 @@ pub fn run(settings: &SegmentSettings, mut tell: impl FnMut(Event)) -> Result<Se
         return Err(SegmentError::Exists { out: settings.out.clone() });
     }
 
-    let backbone = if settings.config.fine_tune { None } else { Some(state::checksum(encoder.parameters())?) };
-    let state = SegmentState {
-        iteration: 0,
-        config: settings.config.clone(),
-        backbone,
-        data: dataset.fingerprint(),
-    };
+    let backbone =
+        if settings.config.fine_tune { None } else { Some(state::checksum(encoder.parameters())?) };
+    let state =
+        SegmentState { iteration: 0, config: settings.config.clone(), backbone, data: dataset.fingerprint() };
     let ops = Ops::fused();
     let model = SegmentModel::new(encoder, dataset.classes.len(), &settings.config, ops)?;
     let optimizer = Optimizer::new(&settings.config, ops);

@@ -33,12 +33,7 @@ pub(super) fn check(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn composition(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: &Tensor,
-    eps: f64,
-) -> Result<(Tensor, Moments)> {
+pub(super) fn composition(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<(Tensor, Moments)> {
     let channels = x.dim(D::Minus1)?;
     let rows = x.reshape(((), channels))?;
     let mean = rows.mean_keepdim(0)?;
@@ -194,7 +189,8 @@ impl CustomOp3 for BatchNorm {
             let (dx, _) = build(x_values.len(), ROWS * channels, |part, dx| {
                 let place = part * ROWS * channels..part * ROWS * channels + dx.len();
                 let rows = x_values[place.clone()].chunks_exact(channels);
-                let rows = rows.zip(y[place.clone()].chunks_exact(channels)).zip(dy[place].chunks_exact(channels));
+                let rows =
+                    rows.zip(y[place.clone()].chunks_exact(channels)).zip(dy[place].chunks_exact(channels));
                 let (mean, inverse) = (&self.mean[..channels], &self.inverse[..channels]);
                 let (mean_g, along) = (&mean_g[..channels], &along[..channels]);
                 for (((x, y), dy), dx) in rows.zip(dx.chunks_exact_mut(channels)) {
@@ -240,17 +236,15 @@ mod tests {
         let one = Tensor::new(&[1.0f32, 1.0], &candle_core::Device::Cpu).unwrap();
         for ops in [Ops::fused(), Ops::reference()] {
             let (y, moments) = ops.batch_norm_relu(&x, &one, &one.zeros_like().unwrap(), 0.0).unwrap();
-            assert_eq!(
-                moments,
-                Moments { mean: vec![2.0, 1001.0], variance: vec![1.0, 1.0], count: 2 }
-            );
+            assert_eq!(moments, Moments { mean: vec![2.0, 1001.0], variance: vec![1.0, 1.0], count: 2 });
             assert_close("normalized", &flat(&y), &[0.0, 0.0, 1.0, 1.0], 1e-6);
         }
     }
 
     #[test]
     fn wrong_shapes_are_refused() {
-        let error = Ops::fused().batch_norm_relu(&random(1, &[2, 3]), &random(2, &[4]), &random(3, &[3]), 1e-5);
+        let error =
+            Ops::fused().batch_norm_relu(&random(1, &[2, 3]), &random(2, &[4]), &random(3, &[3]), 1e-5);
         assert!(error.unwrap_err().to_string().contains("[3]"));
     }
 }

@@ -133,13 +133,7 @@ fn convolve(x: &[f32], weights: &[f32], sizes: Sizes, inputs: usize, outputs: us
 }
 
 /// Gradient of the weights, `[O, I, 3, 3]`.
-fn weight_gradient(
-    x: &[f32],
-    dy: &[f32],
-    sizes: Sizes,
-    inputs: usize,
-    outputs: usize,
-) -> Result<Vec<f32>> {
+fn weight_gradient(x: &[f32], dy: &[f32], sizes: Sizes, inputs: usize, outputs: usize) -> Result<Vec<f32>> {
     let image = sizes.height * sizes.width;
     let shifts = SIDE * SIDE;
     let mut padded = vec![0f32; sizes.padded() * inputs];

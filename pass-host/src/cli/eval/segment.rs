@@ -239,7 +239,7 @@ impl Shown {
                 self.losses.count += 1;
                 let mean = self.losses.sum / f64::from(self.losses.count);
                 self.advance("training", iteration, total, &format!("  loss {mean:.4}  lr {lr:.2e}"));
-                if iteration % (total / LINES).max(1) == 0 {
+                if iteration.is_multiple_of((total / LINES).max(1)) {
                     self.losses = Losses::default();
                 }
             }
@@ -261,7 +261,7 @@ impl Shown {
             bar.set_length(total);
             bar.set_message(format!("{stage}{numbers}"));
             bar.set_position(done);
-        } else if done % (total / LINES).max(1) == 0 || done == total {
+        } else if done.is_multiple_of((total / LINES).max(1)) || done == total {
             let passed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
             let each = passed.as_secs_f64() / (done - self.first).max(1) as f64;
             let left = HumanDuration(Duration::from_secs_f64(each * (total - done) as f64));
@@ -330,7 +330,9 @@ mod tests {
         let linear = parse("--head linear").unwrap().config;
         assert!(!linear.fine_tune && linear.size == 0 && linear.iterations == 1000);
         let fpn = parse("--head fpn").unwrap().config;
-        assert!(fpn.fine_tune && (fpn.iterations, fpn.batch, fpn.crop, fpn.warmup) == (40_000, 16, 512, 1500));
+        assert!(
+            fpn.fine_tune && (fpn.iterations, fpn.batch, fpn.crop, fpn.warmup) == (40_000, 16, 512, 1500)
+        );
         let own = parse("--head fpn --preset small --freeze --crop 128 --iterations 50 --lr 1e-2").unwrap();
         let own = own.config;
         assert!(!own.fine_tune && (own.crop, own.size, own.iterations, own.warmup) == (128, 128, 50, 5));

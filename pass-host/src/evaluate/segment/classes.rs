@@ -21,8 +21,27 @@ const MOST: usize = 255;
 
 /// The classes of PASCAL VOC, which its folder does not name.
 const VOC: [&str; 21] = [
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
 ];
 
 impl Classes {
@@ -30,8 +49,9 @@ impl Classes {
     pub(super) fn new(names: Vec<String>, palette: Vec<[u8; 3]>, has_background: bool) -> Self {
         let shift = u8::from(!has_background);
         let usual = |class: usize| voc_color((class as u8).saturating_add(shift));
-        let colors =
-            (0..names.len()).map(|class| palette.get(class).copied().unwrap_or_else(|| usual(class))).collect();
+        let colors = (0..names.len())
+            .map(|class| palette.get(class).copied().unwrap_or_else(|| usual(class)))
+            .collect();
         Self { names, colors }
     }
 
@@ -76,8 +96,7 @@ pub(super) fn in_folder(dir: &Path, ignore: u8, layout: Layout) -> Result<Vec<St
 /// The classes of a list: a name a line, or `INDEX NAME` a line (in which the class that does not count is left out),
 /// or the table of ADE20K, whose first column counts from 1 and whose last is the name.
 pub(super) fn from_file(path: &Path, ignore: u8) -> Result<Vec<String>, SegmentError> {
-    let text =
-        fs::read_to_string(path).map_err(|source| SegmentError::Read { path: path.into(), source })?;
+    let text = fs::read_to_string(path).map_err(|source| SegmentError::Read { path: path.into(), source })?;
     let lines: Vec<(usize, &str)> = text
         .lines()
         .enumerate()
@@ -113,7 +132,8 @@ fn numbered(
             expected,
             found: format!("`{text}`"),
         };
-        let (number, rest) = split_number(text).ok_or_else(|| wrong("`INDEX NAME`, as in the line before"))?;
+        let (number, rest) =
+            split_number(text).ok_or_else(|| wrong("`INDEX NAME`, as in the line before"))?;
         if ignore.is_some_and(|ignore| number == usize::from(ignore)) {
             continue;
         }
@@ -145,7 +165,8 @@ mod tests {
         assert_eq!(names("sky\n\ntraffic light\n", 255).unwrap(), ["sky", "traffic light"]);
         assert_eq!(names("0 Sky\n1 Road\n2 Unlabelled\n", 2).unwrap(), ["Sky", "Road"]);
         assert_eq!(names("0: Sky\n1: Road\n", 255).unwrap(), ["Sky", "Road"]);
-        let ade = "Idx\tRatio\tTrain\tVal\tName\n1\t0.15\t11664\t1172\twall\n2\t0.1\t9\t7\tbuilding, edifice\n";
+        let ade =
+            "Idx\tRatio\tTrain\tVal\tName\n1\t0.15\t11664\t1172\twall\n2\t0.1\t9\t7\tbuilding, edifice\n";
         assert_eq!(names(ade, 255).unwrap(), ["wall", "building, edifice"]);
     }
 

@@ -99,7 +99,8 @@ impl Dataset {
         };
         let path = dir.join(DESCRIPTION);
         let description: Description = if path.is_file() {
-            let bytes = fs::read(&path).map_err(|source| SegmentError::Read { path: path.clone(), source })?;
+            let bytes =
+                fs::read(&path).map_err(|source| SegmentError::Read { path: path.clone(), source })?;
             serde_json::from_slice(&bytes).map_err(|error| SegmentError::Classes {
                 path: path.clone(),
                 line: (error.line() > 0).then_some(error.line()),
@@ -110,10 +111,8 @@ impl Dataset {
             Description::default()
         };
         let ignore = options.ignore.or(description.ignore_index).unwrap_or(IGNORED);
-        let reduce_zero_label = options
-            .reduce_zero_label
-            .or(description.reduce_zero_label)
-            .unwrap_or(layout == Layout::Ade20k);
+        let reduce_zero_label =
+            options.reduce_zero_label.or(description.reduce_zero_label).unwrap_or(layout == Layout::Ade20k);
         let named = match (&options.classes, description.classes) {
             (Some(file), _) => classes::from_file(file, ignore)?,
             (None, Some(names)) => classes::checked(names, &path)?,
@@ -218,12 +217,14 @@ impl Layout {
     fn samples(self, dir: &Path) -> Result<[Vec<Sample>; 2], SegmentError> {
         match self {
             Self::Camvid => {
-                let split = |name: &str| in_folders(&dir.join("images").join(name), &dir.join("labels").join(name));
+                let split =
+                    |name: &str| in_folders(&dir.join("images").join(name), &dir.join("labels").join(name));
                 Ok([split("train")?, split("val")?])
             }
             Self::Ade20k => {
-                let split =
-                    |name: &str| in_folders(&dir.join("images").join(name), &dir.join("annotations").join(name));
+                let split = |name: &str| {
+                    in_folders(&dir.join("images").join(name), &dir.join("annotations").join(name))
+                };
                 Ok([split("training")?, split("validation")?])
             }
             Self::Voc => Ok([listed(dir, "train")?, listed(dir, "val")?]),
@@ -249,9 +250,7 @@ fn images_of(dir: &Path) -> Result<Vec<(String, PathBuf)>, SegmentError> {
     }
     images.sort();
     match images.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        Some(pair) => {
-            Err(SegmentError::SharedMask { first: pair[0].1.clone(), second: pair[1].1.clone() })
-        }
+        Some(pair) => Err(SegmentError::SharedMask { first: pair[0].1.clone(), second: pair[1].1.clone() }),
         None => Ok(images),
     }
 }
@@ -265,7 +264,8 @@ fn in_folders(images: &Path, masks: &Path) -> Result<Vec<Sample>, SegmentError> 
 /// The images that a list of VOC names.
 fn listed(dir: &Path, split: &str) -> Result<Vec<Sample>, SegmentError> {
     let list = dir.join("ImageSets/Segmentation").join(format!("{split}.txt"));
-    let text = fs::read_to_string(&list).map_err(|source| SegmentError::Read { path: list.clone(), source })?;
+    let text =
+        fs::read_to_string(&list).map_err(|source| SegmentError::Read { path: list.clone(), source })?;
     let images = dir.join("JPEGImages");
     let known: HashMap<String, PathBuf> = images_of(&images)?.into_iter().collect();
     let mut found = Vec::new();
@@ -287,7 +287,11 @@ fn listed(dir: &Path, split: &str) -> Result<Vec<Sample>, SegmentError> {
     with_masks(&list, found, &dir.join("SegmentationClass"))
 }
 
-fn with_masks(from: &Path, images: Vec<(String, PathBuf)>, masks: &Path) -> Result<Vec<Sample>, SegmentError> {
+fn with_masks(
+    from: &Path,
+    images: Vec<(String, PathBuf)>,
+    masks: &Path,
+) -> Result<Vec<Sample>, SegmentError> {
     if images.is_empty() {
         return Err(SegmentError::NoImages { path: from.into() });
     }

@@ -86,7 +86,11 @@ impl FpnHead {
         let normal = |std: f64| move |stream: &mut Stream| std * stream.normal();
         for level in 0..LEVELS {
             let lateral = format!("neck.lateral_convs.{level}.conv");
-            add(format!("{lateral}.weight"), &[neck, dim, 1, 1], &uniform((6.0 / (dim + neck) as f64).sqrt()))?;
+            add(
+                format!("{lateral}.weight"),
+                &[neck, dim, 1, 1],
+                &uniform((6.0 / (dim + neck) as f64).sqrt()),
+            )?;
             add(format!("{lateral}.bias"), &[neck], &|_| 0.0)?;
             let conv = format!("neck.fpn_convs.{level}.conv");
             add(format!("{conv}.weight"), &[neck, neck, 3, 3], &uniform((3.0 / (9 * neck) as f64).sqrt()))?;
@@ -107,13 +111,7 @@ impl FpnHead {
         }
         add("decode_head.conv_seg.weight".into(), &[classes, channels, 1, 1], &normal(LAST_STD))?;
         add("decode_head.conv_seg.bias".into(), &[classes], &|_| 0.0)?;
-        Ok(Self {
-            sizes,
-            parameters: tensors.into_iter().collect(),
-            running,
-            device: device.clone(),
-            ops,
-        })
+        Ok(Self { sizes, parameters: tensors.into_iter().collect(), running, device: device.clone(), ops })
     }
 
     /// What is learned.
@@ -129,7 +127,10 @@ impl FpnHead {
         let mut buffers = Vec::with_capacity(2 * self.running.len());
         for running in &self.running {
             for (kind, values) in [("running_mean", &running.mean), ("running_var", &running.variance)] {
-                buffers.push((format!("{}.{kind}", running.name), Tensor::new(values.as_slice(), &Device::Cpu)?));
+                buffers.push((
+                    format!("{}.{kind}", running.name),
+                    Tensor::new(values.as_slice(), &Device::Cpu)?,
+                ));
             }
         }
         Ok(buffers)

@@ -206,12 +206,18 @@ mod tests {
         // class 2 is predicted but not labelled, class 3 neither
         confusion.add(&[0, 0, 1, 1, IGNORED, IGNORED], &[0, 2, 1, 1, 3, 0]);
         let scores = confusion.scores(&names(4));
-        assert_eq!(scores.classes.iter().map(|c| c.iou).collect::<Vec<_>>(), [Some(0.5), Some(1.0), Some(0.0), None]);
+        assert_eq!(
+            scores.classes.iter().map(|c| c.iou).collect::<Vec<_>>(),
+            [Some(0.5), Some(1.0), Some(0.0), None]
+        );
         assert_eq!(
             scores.classes.iter().map(|c| c.accuracy).collect::<Vec<_>>(),
             [Some(0.5), Some(1.0), None, None]
         );
-        assert_eq!((scores.mean_iou, scores.accuracy, scores.mean_accuracy), (Some(0.5), Some(0.75), Some(0.75)));
+        assert_eq!(
+            (scores.mean_iou, scores.accuracy, scores.mean_accuracy),
+            (Some(0.5), Some(0.75), Some(0.75))
+        );
         let nothing = Confusion::new(2).scores(&names(2));
         assert_eq!((nothing.mean_iou, nothing.accuracy, nothing.mean_accuracy), (None, None, None));
     }

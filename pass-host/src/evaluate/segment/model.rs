@@ -152,7 +152,12 @@ impl SegmentModel {
     ///
     /// Deviation: mmsegmentation stretches the map of the padded picture over the picture without its padding, which
     /// moves its right and lower border by up to a patch. Both agree wherever patches divide the picture.
-    pub fn resampling(&self, grid: (usize, usize), size: (usize, usize), target: (usize, usize)) -> [Taps; 2] {
+    pub fn resampling(
+        &self,
+        grid: (usize, usize),
+        size: (usize, usize),
+        target: (usize, usize),
+    ) -> [Taps; 2] {
         let stride = self.encoder.stride();
         let axis = |patches: usize, size: usize, target: usize| {
             let picture = Taps::bilinear(patches, patches * stride).first(size);

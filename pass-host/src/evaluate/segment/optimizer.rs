@@ -107,7 +107,10 @@ impl Optimizer {
             };
             let (shape, device) = (parameter.tensor.dims(), parameter.tensor.device());
             if first.dims() != shape || second.dims() != shape {
-                candle_core::bail!("optimizer state of `{name}`: expected {shape:?}, found {:?}", first.dims());
+                candle_core::bail!(
+                    "optimizer state of `{name}`: expected {shape:?}, found {:?}",
+                    first.dims()
+                );
             }
             let steps = steps.flatten_all()?.to_vec1::<i64>()?.first().copied().unwrap_or(0) as u64;
             let on_device = |tensor: Tensor| tensor.to_device(device)?.contiguous();

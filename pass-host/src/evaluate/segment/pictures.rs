@@ -194,10 +194,14 @@ mod tests {
     #[test]
     fn batches_arrive_in_order_and_stop_when_told() {
         let mut seen = Vec::new();
-        prefetched((0..9).map(|i| vec![2 * i, 2 * i + 1]), |i: i32| Ok(i * i), |batch| {
-            seen.extend(batch);
-            Ok(if seen.len() >= 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })
+        prefetched(
+            (0..9).map(|i| vec![2 * i, 2 * i + 1]),
+            |i: i32| Ok(i * i),
+            |batch| {
+                seen.extend(batch);
+                Ok(if seen.len() >= 6 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            },
+        )
         .unwrap();
         assert_eq!(seen, [0, 1, 4, 9, 16, 25]);
     }

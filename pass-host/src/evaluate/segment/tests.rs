@@ -31,14 +31,11 @@ fn weights(folder: &Path) -> String {
         norm_last_layer: true,
     };
     let parameters = Parameters::init(&architecture, Role::Teacher, 1, &Device::Cpu).unwrap();
-    let kept = parameters.to_tensors().into_iter().filter(|(name, _)| {
-        name.starts_with("backbone.") || name.starts_with("ca_head.")
-    });
-    let own = TrainedWeights {
-        architecture,
-        normalization: ([0.5; 3], [0.25; 3]),
-        tensors: kept.collect(),
-    };
+    let kept = parameters
+        .to_tensors()
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("backbone.") || name.starts_with("ca_head."));
+    let own = TrainedWeights { architecture, normalization: ([0.5; 3], [0.25; 3]), tensors: kept.collect() };
     let path = folder.join("weights.safetensors");
     safetensors::serialize_to_file(own.tensors.iter(), Some(own.metadata()), &path).unwrap();
     path.to_string_lossy().into_owned()
@@ -66,7 +63,8 @@ fn data(folder: &Path) {
             });
             picture.save(images.join(format!("{index}.png"))).unwrap();
             let label = |x, y| if y == 0 { 9 } else { class(x) as u8 };
-            let indices = (0..20).flat_map(|y| (0..26).map(move |x| (x, y))).map(|(x, y)| label(x, y)).collect();
+            let indices =
+                (0..20).flat_map(|y| (0..26).map(move |x| (x, y))).map(|(x, y)| label(x, y)).collect();
             let palette: Vec<[u8; 3]> = (0..=255).map(voc_color).collect();
             let mask = IndexImage { width: 26, height: 20, indices };
             index_png::write(&masks.join(format!("{index}.png")), &mask, &palette).unwrap();
@@ -165,7 +163,8 @@ fn a_linear_head_learns_colors() {
     let mut confusion = metrics::Confusion::new(3);
     let dataset = Dataset::open(&case.settings.data, &case.settings.dataset).unwrap();
     for sample in &dataset.val {
-        let found = index_png::read(&case.folder.path().join(format!("predictions/{}.png", sample.name))).unwrap();
+        let found =
+            index_png::read(&case.folder.path().join(format!("predictions/{}.png", sample.name))).unwrap();
         assert_eq!((found.width, found.height), (26, 20));
         confusion.add(&dataset.load(sample).unwrap().labels, &found.indices);
     }
@@ -222,7 +221,9 @@ fn everything_that_is_used_learns() {
         run(&case.settings, |_| ()).unwrap();
         let learned: BTreeSet<String> = bits(&case.settings, "optimizer")
             .into_iter()
-            .filter(|(name, values)| name.starts_with("exp_avg.") && values.iter().any(|&bits| bits << 1 != 0))
+            .filter(|(name, values)| {
+                name.starts_with("exp_avg.") && values.iter().any(|&bits| bits << 1 != 0)
+            })
             .map(|(name, _)| name["exp_avg.".len()..].to_owned())
             .collect();
         let buffers = ["running_mean", "running_var", "standardize"];

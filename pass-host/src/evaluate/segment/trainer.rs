@@ -123,7 +123,7 @@ impl Trainer<'_> {
         self.state.iteration += 1;
         let (iteration, total) = (self.state.iteration, self.config().iterations);
         tell(Event::Step { iteration, total, loss: value, lr });
-        if iteration % self.config().checkpoint_every == 0 && !self.is_done() {
+        if iteration.is_multiple_of(self.config().checkpoint_every) && !self.is_done() {
             state::save(&self.settings.out, &self.state, &self.model, &self.optimizer)?;
         }
         match self.settings.interrupted.load(Ordering::SeqCst) {
@@ -132,11 +132,7 @@ impl Trainer<'_> {
         }
     }
 
-    fn fill_cache(
-        &mut self,
-        fresh: bool,
-        tell: &mut dyn FnMut(Event),
-    ) -> Result<FeatureCache, SegmentError> {
+    fn fill_cache(&mut self, fresh: bool, tell: &mut dyn FnMut(Event)) -> Result<FeatureCache, SegmentError> {
         let total = self.dataset.train.len();
         let mut statistics = Statistics::new(self.model.encoder.dim());
         let cache = FeatureCache::fill(&self.model, self.dataset, self.config(), &mut statistics, |done| {
@@ -159,11 +155,17 @@ impl Trainer<'_> {
         let samples: Vec<&Sample> = spread(&self.dataset.train, STANDARDIZING);
         let total = samples.len();
         let mut statistics = Statistics::new(self.model.encoder.dim());
-        whole_pictures(&self.model, self.dataset, &samples, &self.settings.config, |index, _, _, features| {
-            statistics.add(&features.maps[0].detach().flatten_all()?.to_vec1::<f32>()?);
-            tell(Event::Features { done: index + 1, total });
-            Ok(())
-        })?;
+        whole_pictures(
+            &self.model,
+            self.dataset,
+            &samples,
+            &self.settings.config,
+            |index, _, _, features| {
+                statistics.add(&features.maps[0].detach().flatten_all()?.to_vec1::<f32>()?);
+                tell(Event::Features { done: index + 1, total });
+                Ok(())
+            },
+        )?;
         Ok(self.model.standardize(&statistics)?)
     }
 }

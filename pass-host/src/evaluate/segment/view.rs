@@ -90,7 +90,12 @@ fn resized_labels(labels: &[u8], from: (usize, usize), size: (usize, usize), par
 }
 
 /// Interleaved bytes to normalized planes of `size`; what they do not cover is 0, the mean color.
-fn normalized(pixels: &[u8], part: (usize, usize), size: (usize, usize), normalization: Normalization) -> Vec<f32> {
+fn normalized(
+    pixels: &[u8],
+    part: (usize, usize),
+    size: (usize, usize),
+    normalization: Normalization,
+) -> Vec<f32> {
     let (mean, std) = normalization;
     let mut planes = vec![0f32; 3 * size.0 * size.1];
     for (channel, plane) in planes.chunks_exact_mut(size.0 * size.1).enumerate() {
@@ -206,10 +211,7 @@ mod tests {
     }
 
     fn config() -> SegmentConfig {
-        SegmentConfig {
-            photometric: false,
-            ..SegmentConfig::preset(HeadKind::Fpn, SegmentPreset::Small)
-        }
+        SegmentConfig { photometric: false, ..SegmentConfig::preset(HeadKind::Fpn, SegmentPreset::Small) }
     }
 
     #[test]
@@ -254,8 +256,14 @@ mod tests {
     #[test]
     fn small_pictures_are_filled_up_at_the_right_and_below() {
         let picture = picture(20, 16);
-        let config =
-            SegmentConfig { crop: 32, size: 16, scale: [1.0, 1.0], flip: 0.0, cat_max_ratio: 1.0, ..config() };
+        let config = SegmentConfig {
+            crop: 32,
+            size: 16,
+            scale: [1.0, 1.0],
+            flip: 0.0,
+            cat_max_ratio: 1.0,
+            ..config()
+        };
         let view = crop(&picture, &config, ([0.5; 3], [0.5; 3]), 0, 0);
         assert_eq!(view.labels[19], 19);
         assert_eq!(view.labels[20], IGNORED);

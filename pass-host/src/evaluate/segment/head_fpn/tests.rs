@@ -38,7 +38,13 @@ fn head(fixture: &HashMap<String, Tensor>, ops: Ops) -> FpnHead {
     for (name, parameter) in head.parameters().iter() {
         let value = &fixture[&format!("state.{name}")];
         assert_eq!(parameter.tensor.dims(), value.dims(), "{name}");
-        parameter.tensor.detach().flatten_all().unwrap().slice_set(&value.flatten_all().unwrap(), 0, 0).unwrap();
+        parameter
+            .tensor
+            .detach()
+            .flatten_all()
+            .unwrap()
+            .slice_set(&value.flatten_all().unwrap(), 0, 0)
+            .unwrap();
     }
     head.restore(|name| Ok(fixture[&format!("state.{name}")].clone())).unwrap();
     head
@@ -81,7 +87,8 @@ fn a_training_step_is_that_of_pytorch() {
 
         let gradients = loss.backward().unwrap();
         for (name, parameter) in head.parameters().iter() {
-            let gradient = gradients.get(&parameter.tensor).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let gradient =
+                gradients.get(&parameter.tensor).unwrap_or_else(|| panic!("{name} has no gradient"));
             assert_close(name, gradient, &fixture[&format!("out.grad.{name}")]);
         }
         for (level, map) in maps.iter().enumerate() {
@@ -96,9 +103,12 @@ fn a_training_step_is_that_of_pytorch() {
         assert_close("test logits", &logits, &channels_last(&fixture["out.test_logits"]));
         let rows = Taps::bilinear(3, 12).then(&Taps::bilinear(12, 17));
         let columns = Taps::bilinear(4, 16).then(&Taps::bilinear(16, 21));
-        let found: Vec<u8> =
-            values(&logits).chunks_exact(3 * 4 * 3).flat_map(|map| largest_class(map, 3, &rows, &columns)).collect();
-        let expected: Vec<u8> = values(&fixture["out.test_classes"]).iter().map(|&class| class as u8).collect();
+        let found: Vec<u8> = values(&logits)
+            .chunks_exact(3 * 4 * 3)
+            .flat_map(|map| largest_class(map, 3, &rows, &columns))
+            .collect();
+        let expected: Vec<u8> =
+            values(&fixture["out.test_classes"]).iter().map(|&class| class as u8).collect();
         assert_eq!(found, expected);
     }
 }
@@ -108,7 +118,8 @@ fn gradients_are_the_slopes_of_the_loss() {
     let fixture = fixture();
     let head = std::cell::RefCell::new(head(&fixture, Ops::fused()));
     let maps = tensors(&maps(&fixture));
-    let weights = Tensor::from_vec((0..72).map(|i| (i as f32 * 0.7).sin()).collect(), (2, 3, 4, 3), &Device::Cpu);
+    let weights =
+        Tensor::from_vec((0..72).map(|i| (i as f32 * 0.7).sin()).collect(), (2, 3, 4, 3), &Device::Cpu);
     let weights = weights.unwrap();
     let loss = || {
         let logits = head.borrow_mut().train(&maps, &fixture["in.keep"]).unwrap();
@@ -121,7 +132,8 @@ fn gradients_are_the_slopes_of_the_loss() {
         let flat = parameter.tensor.detach().flatten_all().unwrap();
         let gradient = values(gradients.get(&parameter.tensor).unwrap());
         // f32 slopes of a function with kinks: a few places, the best agreement of each tensor counts
-        let place = (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
+        let place =
+            (0..gradient.len()).max_by(|&a, &b| gradient[a].abs().total_cmp(&gradient[b].abs())).unwrap();
         let at = |shift: f32| {
             let before = values(&flat)[place];
             let moved = Tensor::new(&[before + shift], &Device::Cpu).unwrap();
