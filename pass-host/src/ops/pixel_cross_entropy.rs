@@ -5,7 +5,7 @@
 
 use super::access::{output, tensor, values};
 use super::buffer::build;
-use super::lanes::{add_multiple, exp, widest};
+use super::lanes::{add_multiple, exp, halve, widest};
 use super::taps::{self, Taps};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -71,6 +71,8 @@ struct PixelCrossEntropy {
 
 /// Classes handled together; maps are filled up to a multiple of it.
 const LANES: usize = 16;
+/// Pixels whose sums, each from 1 to 256, are multiplied before one logarithm is taken: up to 2^512 is no infinity.
+const LOGARITHM: usize = 64;
 /// The logit of a class that is not there: interpolated it stays far below all others.
 const NO_CLASS: f32 = -1e30;
 
@@ -119,7 +121,7 @@ impl Filled {
         let lanes = self.lanes;
         let loss = widest!({
             let scores = &mut scores[..lanes];
-            let mut loss = 0f64;
+            let (mut loss, mut product, mut multiplied) = (0f64, 1f64, 0);
             for (x, &label) in labels.iter().enumerate() {
                 if label == IGNORED {
                     continue;
@@ -128,7 +130,13 @@ impl Filled {
                 let largest = largest_of(scores);
                 let own = scores.as_flattened()[usize::from(label)];
                 let sum = exponentials(scores, largest);
-                loss += f64::from(largest - own) + f64::from(sum).ln();
+                loss += f64::from(largest - own);
+                product *= f64::from(sum);
+                multiplied += 1;
+                if multiplied == LOGARITHM {
+                    loss += product.ln();
+                    (product, multiplied) = (1.0, 0);
+                }
                 if !back.is_empty() {
                     let factor = scale / sum;
                     for value in scores.as_flattened_mut() {
@@ -141,7 +149,7 @@ impl Filled {
                     }
                 }
             }
-            loss
+            loss + product.ln()
         });
         if let Some((_, out)) = &mut gradient {
             for (out, back) in out.chunks_exact_mut(self.classes).zip(back.chunks_exact(lanes)) {
@@ -163,6 +171,15 @@ fn interpolate(scores: &mut [[f32; LANES]], blended: &[[f32; LANES]], taps: &[(u
     }
 }
 
+/// All lanes as one, halved again and again.
+#[inline(always)]
+fn folded(lanes: [f32; LANES], fold: impl Fn(f32, f32) -> f32 + Copy) -> f32 {
+    let lanes: [f32; 8] = halve(lanes, fold);
+    let lanes: [f32; 4] = halve(lanes, fold);
+    let lanes: [f32; 2] = halve(lanes, fold);
+    fold(lanes[0], lanes[1])
+}
+
 /// The largest value; NaN are passed over.
 #[inline(always)]
 fn largest_of(scores: &[[f32; LANES]]) -> f32 {
@@ -174,7 +191,11 @@ fn largest_of(scores: &[[f32; LANES]]) -> f32 {
             }
         }
     }
-    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    folded(
+        lanes,
+        #[inline(always)]
+        |a, b| if b > a { b } else { a },
+    )
 }
 
 /// Replaces scores by `exp(score − largest)`; their sum.
@@ -187,7 +208,11 @@ fn exponentials(scores: &mut [[f32; LANES]], largest: f32) -> f32 {
             lanes[i] += chunk[i];
         }
     }
-    lanes.into_iter().sum()
+    folded(
+        lanes,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
 impl CustomOp1 for PixelCrossEntropy {

@@ -239,7 +239,7 @@ impl Shown {
                 self.losses.count += 1;
                 let mean = self.losses.sum / f64::from(self.losses.count);
                 self.advance("training", iteration, total, &format!("  loss {mean:.4}  lr {lr:.2e}"));
-                if iteration % (total / LINES).max(1) == 0 {
+                if iteration.is_multiple_of((total / LINES).max(1)) {
                     self.losses = Losses::default();
                 }
             }
@@ -261,7 +261,7 @@ impl Shown {
             bar.set_length(total);
             bar.set_message(format!("{stage}{numbers}"));
             bar.set_position(done);
-        } else if done % (total / LINES).max(1) == 0 || done == total {
+        } else if done.is_multiple_of((total / LINES).max(1)) || done == total {
             let passed = self.started.map_or(Duration::ZERO, |started| started.elapsed());
             let each = passed.as_secs_f64() / (done - self.first).max(1) as f64;
             let left = HumanDuration(Duration::from_secs_f64(each * (total - done) as f64));

@@ -123,7 +123,7 @@ impl Trainer<'_> {
         self.state.iteration += 1;
         let (iteration, total) = (self.state.iteration, self.config().iterations);
         tell(Event::Step { iteration, total, loss: value, lr });
-        if iteration % self.config().checkpoint_every == 0 && !self.is_done() {
+        if iteration.is_multiple_of(self.config().checkpoint_every) && !self.is_done() {
             state::save(&self.settings.out, &self.state, &self.model, &self.optimizer)?;
         }
         match self.settings.interrupted.load(Ordering::SeqCst) {
