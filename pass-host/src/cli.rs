@@ -10,9 +10,11 @@ mod import;
 mod output;
 mod quantize;
 mod quantizing_bar;
+mod report;
 mod run_folder;
 mod train;
 mod verify;
+mod viz;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -41,13 +43,16 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
-    Features(features::FeaturesArgs),
     #[command(subcommand)]
     Eval(eval::EvalCommand),
+    Features(features::FeaturesArgs),
     Export(export::ExportArgs),
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
+    #[command(subcommand)]
+    Viz(viz::VizCommand),
+    Report(report::ReportArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -60,7 +65,9 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
-            Command::Eval(command) => command.compute(),
+            Command::Viz(command) => command.compute(),
+            Command::Report(args) => &args.compute,
+            Command::Eval(command) => return command.threads(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -101,12 +108,14 @@ fn thread_count(text: &str) -> Result<usize, String> {
 pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
-        Command::Features(args) => features::run(args),
         Command::Eval(command) => eval::run(command),
+        Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Import(args) => import::run(args),
+        Command::Viz(command) => viz::run(command),
+        Command::Report(args) => report::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

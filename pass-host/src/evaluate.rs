@@ -8,7 +8,8 @@
 //! | [`knn`] | weighted k-nearest-neighbor classification |
 //! | [`linear`] | linear classification of frozen features |
 //! | [`retrieval`] | scenes parsed by the labels of the nearest patches |
-//! | [`error`] | what can go wrong |
+//! | [`segment`] | scenes parsed by a head that is trained |
+//! | [`error`] | what can go wrong with the first five |
 
 pub mod class_folders;
 pub mod error;
@@ -17,5 +18,6 @@ pub mod knn;
 pub mod linear;
 pub mod neighbors;
 pub mod retrieval;
+pub mod segment;
 
 pub use error::EvaluateError;

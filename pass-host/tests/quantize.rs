@@ -247,13 +247,13 @@ fn weights_that_are_none_are_refused_by_name() {
     timm(&weights, |tensors| drop(tensors.remove("blocks.1.mlp.fc2.bias")));
     refused(&["--heads", "2"], 1, &["vit.safetensors", "blocks.1.mlp.fc2.bias", "missing"]);
     timm(&weights, |tensors| drop(tensors.insert("head.weight".into(), (vec![1], vec![0.0]))));
-    refused(&["--heads", "2"], 1, &["unexpected tensor `head.weight`"]);
+    refused(&["--heads", "2"], 1, &["`head.weight`", "not part of this model"]);
     timm(&weights, |tensors| drop(tensors.insert("norm.bias".into(), (vec![31], vec![0.0; 31]))));
     refused(&["--heads", "2"], 1, &["norm.bias", "[32]", "[31]"]);
     timm(&weights, |tensors| drop(tensors.insert("norm.bias".into(), (vec![32], vec![f32::NAN; 32]))));
     refused(&["--heads", "2"], 1, &["norm.bias", "finite"]);
     timm(&weights, |_| {});
-    refused(&["--heads", "3"], 1, &["dim"]);
+    refused(&["--heads", "3"], 1, &["heads", "divisor"]);
     refused(&["--size", "30"], 1, &["30x30", "patch size 4"]);
     refused(&["--mode", "slow"], 2, &["slow", "exact"]);
     refused(&["--min-cosine", "2"], 2, &["--min-cosine"]);

@@ -5,27 +5,31 @@ mod folder_args;
 mod knn;
 mod linear;
 mod retrieval;
+mod segment;
 
 use clap::Subcommand;
 
-use super::ComputeArgs;
 use crate::error::Error;
 
-/// Judge trained weights: classification and scene parsing without labels in training.
+/// Judge trained features by the protocols of the paper.
 #[derive(Debug, Subcommand)]
 pub(super) enum EvalCommand {
     Knn(knn::KnnArgs),
     Linear(linear::LinearArgs),
     Retrieval(retrieval::RetrievalArgs),
+    Segment(Box<segment::SegmentArgs>),
 }
 
 impl EvalCommand {
-    pub(super) fn compute(&self) -> &ComputeArgs {
-        match self {
+    /// Compute threads asked for.
+    pub(super) fn threads(&self) -> Option<usize> {
+        let compute = match self {
             Self::Knn(args) => &args.encoder.compute,
             Self::Linear(args) => &args.encoder.compute,
             Self::Retrieval(args) => &args.encoder.compute,
-        }
+            Self::Segment(args) => &args.compute,
+        };
+        compute.threads
     }
 }
 
@@ -34,5 +38,6 @@ pub(super) fn run(command: EvalCommand) -> Result<u8, Error> {
         EvalCommand::Knn(args) => knn::run(args),
         EvalCommand::Linear(args) => linear::run(args),
         EvalCommand::Retrieval(args) => retrieval::run(args),
+        EvalCommand::Segment(args) => segment::run(*args),
     }
 }

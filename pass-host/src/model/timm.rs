@@ -31,8 +31,21 @@ pub struct TimmVit {
     pub positions: ResizeRule,
     /// `backbone.…`
     pub tensors: HashMap<String, Tensor>,
+    /// Parts that a backbone trained here does not have.
+    pub parts: OptionalParts,
     /// Tensors read.
     pub count: usize,
+}
+
+/// Parts that a file may have or not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OptionalParts {
+    /// The first prefix token is a class token.
+    pub class_token: bool,
+    /// Register tokens behind it.
+    pub registers: usize,
+    /// There was LayerScale, now folded.
+    pub layer_scale: bool,
 }
 
 impl TimmVit {
@@ -77,8 +90,8 @@ impl TimmVit {
         let tensors: BTreeMap<_, _> =
             candle_core::safetensors::load_buffer(&bytes, device)?.into_iter().collect();
         let mut source = Source { path, expected: tensors.len(), tensors };
-        let (architecture, tensors) = source.backbone(heads.or(told))?;
-        Ok(Some(Self { architecture, positions, tensors, count: source.expected }))
+        let (architecture, parts, tensors) = source.backbone(heads.or(told))?;
+        Ok(Some(Self { architecture, positions, tensors, parts, count: source.expected }))
     }
 }
 
@@ -133,7 +146,7 @@ impl Source<'_> {
     fn backbone(
         &mut self,
         heads: Option<usize>,
-    ) -> Result<(Architecture, HashMap<String, Tensor>), WeightsError> {
+    ) -> Result<(Architecture, OptionalParts, HashMap<String, Tensor>), WeightsError> {
         let (dim, patch_size) = (self.axis(MARK, 0, 4)?, self.axis(MARK, 3, 4)?);
         let hidden = self.axis("blocks.0.mlp.fc1.weight", 0, 2)?;
         let depth = (0..).take_while(|block| self.has(&format!("blocks.{block}.norm1.weight"))).count();
@@ -154,7 +167,8 @@ impl Source<'_> {
         let count = self.axis("pos_embed", 1, 3)?;
         let mut positions = self.take("pos_embed", &[1, count, dim])?;
         let mut prefix = Vec::new();
-        if self.has("cls_token") {
+        let mut parts = OptionalParts { class_token: self.has("cls_token"), ..OptionalParts::default() };
+        if parts.class_token {
             let mut token = self.take("cls_token", &[1, 1, dim])?;
             // its position comes first, unless the positions are a square without it
             if count.isqrt().pow(2) != count {
@@ -164,8 +178,8 @@ impl Source<'_> {
             prefix.push(token);
         }
         if self.has("reg_token") {
-            let registers = self.axis("reg_token", 1, 3)?;
-            prefix.push(self.take("reg_token", &[1, registers, dim])?);
+            parts.registers = self.axis("reg_token", 1, 3)?;
+            prefix.push(self.take("reg_token", &[1, parts.registers, dim])?);
         }
         let grid = positions.dim(1)?.isqrt();
         if grid * grid != positions.dim(1)? {
@@ -192,6 +206,7 @@ impl Source<'_> {
                 let scale = scale.map(|scale| format!("blocks.{block}.{scale}"));
                 if let Some(scale) = scale.filter(|scale| self.has(scale)) {
                     let scale = self.take(&scale, &shape[..1])?;
+                    parts.layer_scale = true;
                     bias = (bias * &scale)?;
                     weight = weight.broadcast_mul(&scale.unsqueeze(1)?)?;
                 }
@@ -208,6 +223,6 @@ impl Source<'_> {
             return Err(self.fail(LoadError::Unexpected { name: name.clone(), expected }));
         }
         let architecture = Architecture::backbone_only(dim, depth, heads, patch_size, grid);
-        Ok((architecture, tensors))
+        Ok((architecture, parts, tensors))
     }
 }

@@ -27,52 +27,6 @@ pub enum QuantizeError {
         /// Why.
         source: std::io::Error,
     },
-    /// Not weights of a Vision Transformer.
-    #[error("`{}`: {reason}", path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A tensor is not there.
-    #[error("`{}`: tensor `{name}` is missing ({found} found before it)", path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// Tensors found before.
-        found: usize,
-    },
-    /// A tensor of another shape.
-    #[error("`{}`: tensor `{name}`: expected shape {expected:?}, found {found:?}", path.display())]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-        /// The shape it must have.
-        expected: Vec<usize>,
-        /// The shape it has.
-        found: Vec<usize>,
-    },
-    /// A tensor that no Vision Transformer of this kind has.
-    #[error("`{}`: unexpected tensor `{name}`", path.display())]
-    Unexpected {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
-    /// A weight that is no number.
-    #[error("`{}`: tensor `{name}`: expected finite numbers, found others", path.display())]
-    NotFinite {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        name: String,
-    },
     /// A size that patches do not divide.
     #[error("size: expected positive multiples of the patch size {patch_size}, found {height}x{width}")]
     Size {
@@ -159,10 +113,6 @@ impl QuantizeError {
             Self::Contract { mode: Mode::Fast, .. } => Some("use `--mode exact`, or lower `--min-cosine`".into()),
             Self::Contract { .. } => Some(
                 "calibrate on more photos, or on photos like those the network was trained on (`--calibrate`, `--images`); or lower `--min-cosine`"
-                    .into(),
-            ),
-            Self::Missing { .. } | Self::Unexpected { .. } | Self::Shape { .. } | Self::Format { .. } => Some(
-                "give a run, a file of `pass-host export`, or a Vision Transformer with timm's names (patch tokens, class token, registers, LayerScale)"
                     .into(),
             ),
             Self::OtherNetwork { .. } => Some("give the weights that `quantize` was given".into()),

@@ -1,24 +1,18 @@
 //! Float networks to be quantized, from own weights and from files with timm's names.
 
-use std::collections::BTreeMap;
-use std::fs;
+use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use ndarray::{Array1, Array2, Axis, concatenate, s};
+use ndarray::{Array1, Array2};
 use pass_edge::format::{Architecture, Normalization};
-use safetensors::{Dtype, SafeTensors};
 
 use super::QuantizeError;
 use super::float_vit::{Block, FloatVit, Linear, Norm};
 use crate::config::run::Network;
 use crate::model::pos_embed::{PositionEmbedding, ResizeRule};
+use crate::model::timm::{IMAGENET, OptionalParts, TimmVit};
 use crate::model::weights::TrainedWeights;
-
-/// ImageNet statistics, which files with timm's names are trained with.
-const IMAGENET: Normalization = Normalization { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
-/// Channels of an attention head where a file does not tell.
-const USUAL_HEAD: usize = 64;
 
 /// A network and how it was read.
 pub(super) struct Source {
@@ -28,91 +22,50 @@ pub(super) struct Source {
     pub(super) notes: Vec<String>,
 }
 
-/// Tensors by name, taken out one by one: what is left at the end was not expected.
-struct Tensors<'p> {
-    path: &'p Path,
-    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
-    count: usize,
-    taken: usize,
-}
+/// The tensors of a backbone, whose names and shapes were checked when they were read.
+struct Tensors(HashMap<String, Tensor>);
 
-impl Tensors<'_> {
-    /// The values of `name`, which must have this shape, axes of length 1 apart.
-    fn take(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, QuantizeError> {
-        let (found, values) = self.tensors.remove(name).ok_or_else(|| QuantizeError::Missing {
-            path: self.path.into(),
-            name: name.into(),
-            found: self.taken,
-        })?;
-        let long = |shape: &[usize]| shape.iter().copied().filter(|axis| *axis != 1).collect::<Vec<_>>();
-        if long(&found) != long(shape) {
-            return Err(QuantizeError::Shape {
-                path: self.path.into(),
-                name: name.into(),
-                expected: shape.to_vec(),
-                found,
-            });
-        }
-        self.taken += 1;
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
-            false => Err(QuantizeError::NotFinite { path: self.path.into(), name: name.into() }),
+impl Tensors {
+    fn values(&self, name: &str) -> Result<Vec<f32>, QuantizeError> {
+        match self.0.get(&format!("backbone.{name}")) {
+            Some(tensor) => Ok(tensor.flatten_all()?.to_vec1()?),
+            None => Err(candle_core::Error::Msg(format!("tensor `{name}` is missing")).into()),
         }
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Array1<f32>, QuantizeError> {
-        self.take(name, &[len]).map(Array1::from_vec)
+    fn vector(&self, name: &str) -> Result<Array1<f32>, QuantizeError> {
+        self.values(name).map(Array1::from_vec)
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Array2<f32>, QuantizeError> {
-        let values = self.take(name, &[rows, columns])?;
-        Ok(shaped(rows, columns, values))
+    /// `[outputs, the rest]`
+    fn linear(&self, name: &str) -> Result<Linear, QuantizeError> {
+        let bias = self.vector(&format!("{name}.bias"))?;
+        let weight = self.values(&format!("{name}.weight"))?;
+        Ok(Linear { weight: shaped(bias.len(), weight.len() / bias.len(), weight), bias })
     }
 
-    fn linear(&mut self, name: &str, outputs: usize, inputs: usize) -> Result<Linear, QuantizeError> {
-        Ok(Linear {
-            weight: self.matrix(&format!("{name}.weight"), outputs, inputs)?,
-            bias: self.vector(&format!("{name}.bias"), outputs)?,
-        })
-    }
-
-    fn norm(&mut self, name: &str, dim: usize) -> Result<Norm, QuantizeError> {
+    fn norm(&self, name: &str) -> Result<Norm, QuantizeError> {
         Ok(Norm {
-            weight: self.vector(&format!("{name}.weight"), dim)?,
-            bias: self.vector(&format!("{name}.bias"), dim)?,
+            weight: self.vector(&format!("{name}.weight"))?,
+            bias: self.vector(&format!("{name}.bias"))?,
         })
     }
 
-    /// The length of an axis of a tensor that must be there.
-    fn axis(&self, name: &str, axis: usize) -> Result<usize, QuantizeError> {
-        let missing = || QuantizeError::Missing { path: self.path.into(), name: name.into(), found: 0 };
-        let (shape, _) = self.tensors.get(name).ok_or_else(missing)?;
-        shape.get(axis).copied().filter(|length| *length > 0).ok_or_else(|| QuantizeError::Shape {
-            path: self.path.into(),
-            name: name.into(),
-            expected: vec![0; axis + 1],
-            found: shape.clone(),
+    fn has(&self, name: &str) -> bool {
+        self.0.contains_key(&format!("backbone.{name}"))
+    }
+
+    fn block(&self, block: usize) -> Result<Block, QuantizeError> {
+        let name = |part: &str| format!("blocks.{block}.{part}");
+        Ok(Block {
+            norm1: self.norm(&name("norm1"))?,
+            qkv: self.linear(&name("attn.qkv"))?,
+            proj: self.linear(&name("attn.proj"))?,
+            norm2: self.norm(&name("norm2"))?,
+            fc1: self.linear(&name("mlp.fc1"))?,
+            fc2: self.linear(&name("mlp.fc2"))?,
         })
     }
-
-    /// LayerScale, folded into the map before it.
-    fn fold_layer_scale(&mut self, name: &str, linear: &mut Linear) -> Result<bool, QuantizeError> {
-        if !self.tensors.contains_key(name) {
-            return Ok(false);
-        }
-        let scale = self.vector(name, linear.bias.len())?;
-        linear.bias *= &scale;
-        linear.weight *= &scale.insert_axis(Axis(1));
-        Ok(true)
-    }
-}
-
-/// What a file does not tell by its tensors.
-struct Known {
-    heads: Option<usize>,
-    normalization: Normalization,
-    rule: ResizeRule,
-    names: &'static str,
 }
 
 /// Opens own weights (a run, a checkpoint, an exported file) or a safetensors file with timm's names.
@@ -128,138 +81,85 @@ pub(super) fn open(
     size: Option<(usize, usize)>,
     heads: Option<usize>,
 ) -> Result<Source, QuantizeError> {
-    if let Some((tensors, told)) = timm_tensors(path)? {
-        let known = Known {
-            heads: heads.or(told),
-            normalization: IMAGENET,
-            rule: ResizeRule::Size,
-            names: "timm's names",
-        };
-        return read(tensors, &known, size);
+    let timm = if path.is_file() { TimmVit::open(path, heads, &Device::Cpu)? } else { None };
+    if let Some(file) = timm {
+        let note = format!("{0} of {0} tensors (timm's names)", file.count);
+        let options = Options { size, normalization: IMAGENET, rule: file.positions };
+        return read(Tensors(file.tensors), &file.architecture, file.parts, note, &options);
     }
-    let weights = TrainedWeights::open(path, network, &Device::Cpu)?;
-    let (mean, std) = weights.normalization;
-    let known = Known {
-        heads: Some(weights.architecture.heads),
-        normalization: Normalization { mean, std },
-        rule: ResizeRule::Offset,
-        names: "own names, backbone",
-    };
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in &weights.tensors {
-        if let Some(name) = name.strip_prefix("backbone.") {
-            let values = tensor.flatten_all()?.to_vec1()?;
-            tensors.insert(name.to_owned(), (tensor.dims().to_vec(), values));
-        }
-    }
-    let count = tensors.len();
-    read(Tensors { path, tensors, count, taken: 0 }, &known, size)
+    let own = TrainedWeights::open(path, network, &Device::Cpu)?;
+    let tensors =
+        Tensors(own.tensors.into_iter().filter(|(name, _)| name.starts_with("backbone.")).collect());
+    let note = format!("{0} of {0} tensors (own names, backbone)", tensors.0.len());
+    let options = Options { size, normalization: own.normalization, rule: ResizeRule::Offset };
+    read(tensors, &own.architecture, OptionalParts::default(), note, &options)
 }
 
-/// The tensors of a safetensors file with timm's names, and the heads it tells of; nothing for other weights.
-fn timm_tensors(path: &Path) -> Result<Option<(Tensors<'_>, Option<usize>)>, QuantizeError> {
-    if !path.is_file() {
-        return Ok(None);
-    }
-    let bytes = fs::read(path).map_err(|source| QuantizeError::Read { path: path.into(), source })?;
-    let Ok(file) = SafeTensors::deserialize(&bytes) else { return Ok(None) };
-    if !file.names().contains(&"patch_embed.proj.weight") {
-        return Ok(None);
-    }
-    let refused = |reason: String| QuantizeError::Format { path: path.into(), reason };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| refused(error.to_string()))?;
-    let heads = header.metadata().as_ref().and_then(|metadata| metadata.get("heads")?.parse().ok());
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            return Err(refused(format!("tensor `{name}`: expected F32, found {:?}", view.dtype())));
-        }
-        let values = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        tensors.insert(name, (view.shape().to_vec(), values));
-    }
-    let count = tensors.len();
-    Ok(Some((Tensors { path, tensors, count, taken: 0 }, heads)))
+/// What the tensors do not tell.
+struct Options {
+    size: Option<(usize, usize)>,
+    normalization: ([f32; 3], [f32; 3]),
+    rule: ResizeRule,
 }
 
 fn read(
-    mut tensors: Tensors<'_>,
-    known: &Known,
-    size: Option<(usize, usize)>,
+    tensors: Tensors,
+    sizes: &crate::model::Architecture,
+    parts: OptionalParts,
+    note: String,
+    options: &Options,
 ) -> Result<Source, QuantizeError> {
-    let dim = tensors.axis("patch_embed.proj.weight", 0)?;
-    let patch_size = tensors.axis("patch_embed.proj.weight", 3)?;
-    let hidden = tensors.axis("blocks.0.mlp.fc1.weight", 0)?;
-    let has = |tensors: &Tensors<'_>, name: &str| tensors.tensors.contains_key(name);
-    let depth = (0..).take_while(|block| has(&tensors, &format!("blocks.{block}.norm1.weight"))).count();
-    let class_token = has(&tensors, "cls_token");
-    let registers = if has(&tensors, "reg_token") { tensors.axis("reg_token", 1)? } else { 0 };
-    let all_positions = tensors.axis("pos_embed", 1)?;
-    let mut positions = tensors.matrix("pos_embed", all_positions, dim)?;
-    let mut prefix = Array2::zeros((0, dim));
-    if class_token {
-        prefix = tensors.matrix("cls_token", 1, dim)?;
-        // its position comes first, unless the positions are a square without it
-        if all_positions.isqrt().pow(2) != all_positions {
-            prefix += &positions.slice(s![..1, ..]);
-            positions = positions.slice(s![1.., ..]).to_owned();
-        }
+    let (dim, patch_size) = (sizes.dim, sizes.patch_size);
+    let mut notes = vec![note];
+    let grid = grid(options.size, patch_size, sizes.grid)?;
+    if grid != (sizes.grid, sizes.grid) {
+        notes.push(format!("positions resized from {0}x{0} to {1}x{2}", sizes.grid, grid.0, grid.1));
     }
-    if registers > 0 {
-        let tokens = tensors.matrix("reg_token", registers, dim)?;
-        prefix = concatenate![Axis(0), prefix, tokens];
-    }
-    let mut notes = Vec::new();
-    let grid = grid(size, patch_size, positions.nrows())?;
-    if grid.0 * grid.1 != positions.nrows() {
-        let side = positions.nrows().isqrt();
-        notes.push(format!("positions resized from {side}x{side} to {}x{}", grid.0, grid.1));
-    }
-    let positions = resized(&positions, grid, known.rule)?;
-    let patch_weight = tensors.take("patch_embed.proj.weight", &[dim, 3, patch_size, patch_size])?;
-    let patch = Linear {
-        weight: shaped(dim, 3 * patch_size * patch_size, patch_weight),
-        bias: tensors.vector("patch_embed.proj.bias", dim)?,
+    let positions = tensors.values("pos_embed")?;
+    let positions = Tensor::from_vec(positions, (1, sizes.grid * sizes.grid, dim), &Device::Cpu)?;
+    let positions = PositionEmbedding::new(positions, options.rule)?.resized(grid)?;
+    let positions = shaped(grid.0 * grid.1, dim, positions.flatten_all()?.to_vec1()?);
+    let prefix_tokens = match parts.class_token || parts.registers > 0 {
+        true => tensors.values("prefix_tokens")?,
+        false => Vec::new(),
     };
-    let (mut blocks, mut layer_scale) = (Vec::new(), false);
-    for block in 0..depth {
-        let name = |part: &str| format!("blocks.{block}.{part}");
-        let mut read = read_block(&mut tensors, &name, dim, hidden)?;
-        layer_scale |= tensors.fold_layer_scale(&name("ls1.gamma"), &mut read.proj)?;
-        layer_scale |= tensors.fold_layer_scale(&name("ls2.gamma"), &mut read.fc2)?;
-        blocks.push(read);
-    }
-    let norm = if has(&tensors, "norm.weight") { Some(tensors.norm("norm", dim)?) } else { None };
-    if let Some(name) = tensors.tensors.keys().next() {
-        return Err(QuantizeError::Unexpected { path: tensors.path.into(), name: name.clone() });
-    }
-    notes.insert(0, format!("{} of {} tensors ({})", tensors.taken, tensors.count, known.names));
+    let blocks: Vec<_> = (0..sizes.depth).map(|block| tensors.block(block)).collect::<Result<_, _>>()?;
+    let norm = if tensors.has("norm.weight") { Some(tensors.norm("norm")?) } else { None };
     let architecture = Architecture {
         dim: dim as u32,
-        depth: depth as u32,
-        heads: known.heads.unwrap_or(dim / USUAL_HEAD).max(1) as u32,
-        hidden: hidden as u32,
+        depth: sizes.depth as u32,
+        heads: sizes.heads as u32,
+        hidden: blocks.first().map_or(0, |block| block.fc1.bias.len()) as u32,
         patch_size: patch_size as u32,
         grid: (grid.0 as u32, grid.1 as u32),
-        class_token,
-        register_tokens: registers as u32,
+        class_token: parts.class_token,
+        register_tokens: parts.registers as u32,
         final_norm: norm.is_some(),
-        layer_scale_folded: layer_scale,
+        layer_scale_folded: parts.layer_scale,
         pca_components: super::PCA_COMPONENTS as u32,
     };
     architecture.validate()?;
-    let normalization = known.normalization;
-    let mut vit = FloatVit { architecture, normalization, patch, positions, prefix, blocks, norm };
+    let (mean, std) = options.normalization;
+    let mut vit = FloatVit {
+        architecture,
+        normalization: Normalization { mean, std },
+        patch: tensors.linear("patch_embed.proj")?,
+        positions,
+        prefix: shaped(prefix_tokens.len() / dim, dim, prefix_tokens),
+        blocks,
+        norm,
+    };
     vit.fold_normalization();
     Ok(Source { vit, notes })
 }
 
-/// Patches `(rows, columns)` of an image of this size, or of the positions of the file.
+/// Patches `(rows, columns)` of an image of this size, or of the crops it was trained on.
 fn grid(
     size: Option<(usize, usize)>,
     patch_size: usize,
-    positions: usize,
+    trained: usize,
 ) -> Result<(usize, usize), QuantizeError> {
-    let Some((height, width)) = size else { return Ok((positions.isqrt(), positions.isqrt())) };
+    let Some((height, width)) = size else { return Ok((trained, trained)) };
     let fits = |side: usize| side > 0 && side.is_multiple_of(patch_size);
     match fits(height) && fits(width) {
         true => Ok((height / patch_size, width / patch_size)),
@@ -267,34 +167,90 @@ fn grid(
     }
 }
 
-fn resized(
-    positions: &Array2<f32>,
-    grid: (usize, usize),
-    rule: ResizeRule,
-) -> Result<Array2<f32>, QuantizeError> {
-    let (rows, dim) = positions.dim();
-    let tensor = Tensor::from_iter(positions.iter().copied(), &Device::Cpu)?.reshape((1, rows, dim))?;
-    let resized = PositionEmbedding::new(tensor, rule)?.resized(grid)?;
-    Ok(shaped(grid.0 * grid.1, dim, resized.flatten_all()?.to_vec1()?))
-}
-
 /// A matrix of values whose number is known to fit.
 fn shaped(rows: usize, columns: usize, values: Vec<f32>) -> Array2<f32> {
     Array2::from_shape_vec((rows, columns), values).unwrap_or_default()
 }
 
-fn read_block(
-    tensors: &mut Tensors<'_>,
-    name: &dyn Fn(&str) -> String,
-    dim: usize,
-    hidden: usize,
-) -> Result<Block, QuantizeError> {
-    Ok(Block {
-        norm1: tensors.norm(&name("norm1"), dim)?,
-        qkv: tensors.linear(&name("attn.qkv"), 3 * dim, dim)?,
-        proj: tensors.linear(&name("attn.proj"), dim, dim)?,
-        norm2: tensors.norm(&name("norm2"), dim)?,
-        fc1: tensors.linear(&name("mlp.fc1"), hidden, dim)?,
-        fc2: tensors.linear(&name("mlp.fc2"), dim, hidden)?,
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::encoder::{Encoder, EncoderOptions};
+
+    /// A small network with class token, registers, LayerScale and final norm.
+    fn timm_file(path: &Path) {
+        let (dim, hidden, registers, grid, patch) = (32, 48, 2, 3, 4);
+        let mut shapes = vec![
+            ("patch_embed.proj.weight".to_owned(), vec![dim, 3, patch, patch]),
+            ("patch_embed.proj.bias".into(), vec![dim]),
+            ("pos_embed".into(), vec![1, grid * grid + 1, dim]),
+            ("cls_token".into(), vec![1, 1, dim]),
+            ("reg_token".into(), vec![1, registers, dim]),
+            ("norm.weight".into(), vec![dim]),
+            ("norm.bias".into(), vec![dim]),
+        ];
+        for block in 0..2 {
+            let layers: [(&str, Vec<usize>); 8] = [
+                ("norm1", vec![dim]),
+                ("norm2", vec![dim]),
+                ("attn.qkv", vec![3 * dim, dim]),
+                ("attn.proj", vec![dim, dim]),
+                ("mlp.fc1", vec![hidden, dim]),
+                ("mlp.fc2", vec![dim, hidden]),
+                ("ls1.gamma", vec![dim]),
+                ("ls2.gamma", vec![dim]),
+            ];
+            for (layer, shape) in layers {
+                let name = format!("blocks.{block}.{layer}");
+                if layer.starts_with("ls") {
+                    shapes.push((name, shape));
+                    continue;
+                }
+                shapes.push((format!("{name}.bias"), shape[..1].to_vec()));
+                shapes.push((format!("{name}.weight"), shape));
+            }
+        }
+        let mut state = 1_u32;
+        let tensors: HashMap<_, _> = shapes
+            .into_iter()
+            .map(|(name, shape)| {
+                let values = (0..shape.iter().product()).map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    0.3 * ((state >> 8) as f32 / 8_388_608.0 - 1.0)
+                });
+                (name, Tensor::from_iter(values, &Device::Cpu).unwrap().reshape(shape).unwrap())
+            })
+            .collect();
+        candle_core::safetensors::save(&tensors, path).unwrap();
+    }
+
+    #[test]
+    fn the_folded_network_has_the_features_of_the_encoder() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vit.safetensors");
+        timm_file(&path);
+        let (height, width) = (16, 20); // 4 x 5 patches, positions of 3 x 3
+        let vit = open(&path, Network::Teacher, Some((height, width)), Some(2)).unwrap().vit;
+        let planes: Vec<u8> = (0..3 * height * width).map(|index| (index * 7919 % 251) as u8).collect();
+        let folded = vit.forward(&planes);
+
+        let options = EncoderOptions { heads: Some(2), ..EncoderOptions::default() };
+        let encoder = Encoder::open(path.to_str().unwrap(), &options, &Device::Cpu).unwrap();
+        let (mean, std) = encoder.normalization();
+        let pixels = planes.iter().enumerate().map(|(index, value)| {
+            let channel = index / (height * width);
+            (f32::from(*value) / 255.0 - mean[channel]) / std[channel]
+        });
+        let images = Tensor::from_iter(pixels, &Device::Cpu).unwrap().reshape((1, 3, height, width)).unwrap();
+        let found = encoder.patch_features(&images).unwrap();
+        assert_eq!(found.grid, (4, 5));
+        let found: Vec<f32> = found.features.flatten_all().unwrap().to_vec1().unwrap();
+        let class: Vec<f32> =
+            encoder.class_features(&images).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let folded: Vec<f32> = folded.iter().copied().collect();
+        assert_eq!(found.len(), 20 * 32);
+        for (index, (a, b)) in found.iter().chain(&class).zip(&folded).enumerate() {
+            assert!((a - b).abs() < 2e-4, "value {index}: {a} and {b}");
+        }
+    }
 }
