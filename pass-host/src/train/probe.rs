@@ -17,8 +17,8 @@ use crate::evaluate::image_features::{
     ImageToken, Views, check_classes, load, normalize_rows, show, vectors,
 };
 use crate::evaluate::knn::{self, USUAL_TEMPERATURE};
-use crate::evaluate::retrieval::masks::{Dataset, Sample};
 use crate::evaluate::retrieval::{Parser, RetrievalSettings, Scene};
+use crate::evaluate::segment::dataset::{Dataset, DatasetOptions, Sample};
 use crate::model::encoder::Encoder;
 use crate::model::{Architecture, Network};
 
@@ -80,7 +80,10 @@ impl Probe {
                 Task::Knn { classes: sets.classes.len(), k: probe.k, train, val }
             }
             ProbeKind::Retrieval => {
-                let data = Dataset::open(folder, None)?.limited(probe.images);
+                let mut data = Dataset::open(folder, &DatasetOptions::default())?;
+                for samples in [&mut data.train, &mut data.val] {
+                    *samples = evenly(samples, probe.images);
+                }
                 let load = |samples: &[Sample]| -> Result<Vec<Scene>, EvaluateError> {
                     let stride = config.model.patch_size;
                     let load = |sample| Scene::load(&data, sample, Some((size, size)), stride, normalization);
@@ -88,7 +91,7 @@ impl Probe {
                 };
                 let (train, val) = (load(&data.train)?, load(&data.val)?);
                 if ![&train, &val].iter().all(|scenes| scenes.iter().any(Scene::is_labelled)) {
-                    return Err(EvaluateError::Unlabelled { path: data.path });
+                    return Err(EvaluateError::Unlabelled);
                 }
                 let settings = RetrievalSettings { memory: MEMORY, ..RetrievalSettings::default() };
                 Task::Retrieval { data, settings, train, val }
@@ -139,6 +142,12 @@ impl Probe {
     }
 }
 
+/// At most `count` of the samples, evenly spaced.
+fn evenly(samples: &[Sample], count: usize) -> Vec<Sample> {
+    let kept = samples.len().min(count);
+    (0..kept).map(|i| samples[i * samples.len() / kept].clone()).collect()
+}
+
 impl Split {
     fn load(
         images: &[Labelled],
@@ -174,5 +183,19 @@ impl Split {
         }
         normalize_rows(&mut rows);
         Ok(rows)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_taken_evenly() {
+        let sample = |i: usize| Sample { name: i.to_string(), image: "i".into(), mask: "m".into() };
+        let samples: Vec<Sample> = (0..10).map(sample).collect();
+        let names = |count| evenly(&samples, count).iter().map(|s| s.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(3), ["0", "3", "6"]);
+        assert_eq!(names(99).len(), 10);
     }
 }

@@ -7,8 +7,9 @@ use clap::Args;
 use super::super::output;
 use super::encoder_args::{EncoderArgs, above_zero, at_least_one, percent};
 use crate::error::Error;
-use crate::evaluate::retrieval::masks::Dataset;
+use crate::evaluate::EvaluateError;
 use crate::evaluate::retrieval::{self, RetrievalReport, RetrievalSettings};
+use crate::evaluate::segment::dataset::{Dataset, DatasetOptions};
 
 /// Parse scenes by the labels of the nearest training patches (dense retrieval); nothing is trained.
 #[derive(Debug, Args)]
@@ -69,7 +70,8 @@ pub(super) fn run(args: RetrievalArgs) -> Result<u8, Error> {
         seed: args.seed,
         batch: args.images_per_pass,
     };
-    let data = Dataset::open(&args.data, args.ignore)?;
+    let options = DatasetOptions { ignore: args.ignore, ..DatasetOptions::default() };
+    let data = Dataset::open(&args.data, &options).map_err(EvaluateError::from)?;
     let encoder = args.encoder.open()?;
     let progress = output::bar();
     let report = retrieval::run(&encoder, &data, &settings, &mut |done, all| {
@@ -86,10 +88,10 @@ fn table(report: &RetrievalReport) -> String {
         "{} of {} patches of {} training images in memory, {} images judged\n",
         report.memory, report.train_patches, report.train_images, report.val_images
     );
-    let width = report.scores.iou.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    for (name, iou) in &report.scores.iou {
-        let iou = iou.map_or_else(|| "absent".into(), percent);
-        text += &format!("  {name:<width$}  {iou:>9}\n");
+    let width = report.scores.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
+    for class in &report.scores.classes {
+        let iou = class.iou.map_or_else(|| "absent".into(), percent);
+        text += &format!("  {:<width$}  {iou:>9}\n", class.name);
     }
     let score = |value: Option<f64>| value.map_or_else(|| "none".into(), percent);
     text + &format!(
