@@ -67,7 +67,7 @@ impl Cli {
             Command::Features(args) => &args.compute,
             Command::Viz(command) => command.compute(),
             Command::Report(args) => &args.compute,
-            Command::Eval(command) => return command.threads(),
+            Command::Eval(command) => command.compute(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,

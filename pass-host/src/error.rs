@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::EvaluateError;
 use crate::evaluate::segment::SegmentError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
@@ -46,6 +47,9 @@ pub enum Error {
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// Features judged.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -83,6 +87,7 @@ impl Error {
             Self::Train(error) => error.hint(),
             Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
+            Self::Evaluate(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),

@@ -67,6 +67,9 @@ fn help_of_every_command() {
     ] {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
     }
+    for protocol in ["knn", "linear", "retrieval"] {
+        check(&format!("help_eval_{protocol}"), &run(&["eval", protocol, "--help"]));
+    }
     for command in ["list", "show", "check"] {
         check(&format!("help_config_{command}"), &run(&["config", command, "--help"]));
     }

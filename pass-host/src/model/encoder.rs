@@ -181,6 +181,28 @@ impl Encoder {
         Ok(Self { body, normalization: IMAGENET, parameters, description, device: device.clone() })
     }
 
+    /// A network in training, as it is now: the tensors are shared, not copied.
+    ///
+    /// # Errors
+    /// If `parameters` are not those of `architecture`.
+    pub fn of_network(
+        parameters: &Parameters,
+        architecture: &Architecture,
+        normalization: ([f32; 3], [f32; 3]),
+        device: &Device,
+    ) -> Result<Self> {
+        let ops = Ops::fused();
+        let body = Body::Vit(VitBody {
+            backbone: Vit::new(parameters, "backbone", architecture, ops)?,
+            aggregation: Some(AggregationHead::new(parameters, "ca_head", architecture.heads, ops)?),
+            norm: None,
+            architecture: architecture.clone(),
+            ops,
+        });
+        let (parameters, device) = (parameters.clone(), device.clone());
+        Ok(Self { body, normalization, parameters, description: "the network in training".into(), device })
+    }
+
     /// One line for people.
     pub fn description(&self) -> &str {
         &self.description
