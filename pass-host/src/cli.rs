@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod doctor;
+mod eval;
 mod export;
 mod features;
 mod import;
@@ -41,6 +42,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 enum Command {
     Train(Box<train::TrainArgs>),
     Features(features::FeaturesArgs),
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
     Export(export::ExportArgs),
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
@@ -57,6 +60,7 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
+            Command::Eval(command) => command.compute(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -98,6 +102,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Features(args) => features::run(args),
+        Command::Eval(command) => eval::run(command),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),

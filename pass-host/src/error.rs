@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::vos::VosError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
@@ -40,6 +41,9 @@ pub enum Error {
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// Video object segmentation.
+    #[error(transparent)]
+    Vos(#[from] VosError),
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -70,6 +74,7 @@ impl Error {
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
             Self::Train(error) => error.hint(),
             Self::Features(error) => error.hint(),
+            Self::Vos(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),

@@ -15,6 +15,7 @@
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
+//! | [`evaluate`] | what the features are good for |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -23,6 +24,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod import;

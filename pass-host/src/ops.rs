@@ -28,7 +28,7 @@ mod class_attention;
 mod cross_entropy;
 mod gather_mean;
 mod head;
-mod lanes;
+pub(crate) mod lanes;
 mod layer_norm;
 mod linear;
 mod neighbor_attention;

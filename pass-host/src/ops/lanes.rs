@@ -20,11 +20,11 @@ macro_rules! widest {
         ))
     };
 }
-pub(super) use widest;
+pub(crate) use widest;
 
 /// Passes a closure through `pulp` as `FnMut`: calling it as `FnOnce`, as `pulp` does with plain closures, goes through
 /// a shim that does not inherit `#[inline(always)]`.
-pub(super) struct Kernel<F>(pub(super) F);
+pub(crate) struct Kernel<F>(pub(crate) F);
 
 impl<R, F: FnMut() -> R> pulp::WithSimd for Kernel<F> {
     type Output = R;
