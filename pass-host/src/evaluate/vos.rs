@@ -27,7 +27,7 @@ use std::time::Instant;
 
 use candle_core::Device;
 use pass_core::frame::{MEAN, STD_OF_VIDEO_EVALUATION};
-use pass_core::propagation::Propagation;
+use pass_core::propagation::Propagation as Rule;
 use pass_core::segmentation_metrics::scored_frames;
 
 pub use davis::{Frame, Selection, Sequence, sequences};
@@ -35,7 +35,7 @@ pub use error::VosError;
 pub use follow::{Follower, Segmented};
 pub use masks::{LabelImage, MaskError, VOID, color};
 pub use prepare::{Preparation, Prepared};
-pub use propagate::propagate;
+pub use propagate::Propagation;
 pub use report::{ObjectScore, SequenceScore, VosReport};
 pub use score::{FrameScore, score_frame};
 
@@ -72,7 +72,7 @@ pub struct PropagationSettings {
     /// Where to compute.
     pub device: Device,
     /// How labels travel.
-    pub rule: Propagation,
+    pub rule: Rule,
     /// Pixels of the short side of a prepared frame.
     pub short_side: usize,
     /// Normalize with the published script's numbers, standard deviation .228 of red included.

@@ -142,7 +142,7 @@ pub(super) fn sum(values: &[f32]) -> f32 {
 
 /// Sum of the products of `a` and `b`, which are equally long.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0.0f32; LANES];
     for (a, b) in a_chunks.iter().zip(b_chunks) {

@@ -19,7 +19,7 @@ use crate::model::encoder::EncoderOptions;
   pass-host eval vos --weights runs/demo-1 --data DAVIS --out masks --json vos.json
   pass-host eval vos --weights runs/demo-1 --data DAVIS --sequences dog,blackswan
   pass-host eval vos --predictions masks --data DAVIS --csv vos.csv")]
-pub(super) struct VosArgs {
+pub(in crate::cli) struct VosArgs {
     /// Trained weights: a run folder, a checkpoint folder, a safetensors file; `random:W` = fresh values.
     #[arg(long, value_name = "W", required_unless_present = "predictions", conflicts_with = "predictions")]
     weights: Option<String>,
@@ -56,7 +56,7 @@ pub(super) struct VosArgs {
     #[command(flatten)]
     rule: RuleArgs,
     #[command(flatten)]
-    pub(super) compute: ComputeArgs,
+    pub(in crate::cli) compute: ComputeArgs,
 }
 
 /// How labels travel; the defaults are those of the published evaluations.

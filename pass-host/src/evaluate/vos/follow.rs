@@ -9,15 +9,15 @@ use std::thread;
 
 use candle_core::Tensor;
 use pass_core::propagation::{
-    Clip, ClipShape, Propagation, one_hot_into, resize_nearest_into, segment_into, segment_scratch_len,
+    ClipShape, Propagation as Rule, one_hot_into, resize_nearest_into, segment_into, segment_scratch_len,
 };
-use pass_core::shape::{PatchGrid, Tokens};
+use pass_core::shape::PatchGrid;
 
 use super::davis::{Frame, Sequence};
 use super::error::VosError;
 use super::masks::{LabelImage, VOID};
 use super::prepare::{Preparation, Prepared};
-use super::propagate::propagate;
+use super::propagate::Propagation;
 use super::score::count_objects;
 use crate::data::decode::{Rgb8Image, decode_rgb};
 use crate::model::encoder::Encoder;
@@ -30,7 +30,7 @@ pub struct Follower<'a> {
     /// The network.
     pub encoder: &'a Encoder,
     /// How labels travel.
-    pub rule: Propagation,
+    pub rule: Rule,
     /// How frames are prepared.
     pub preparation: Preparation,
 }
@@ -111,24 +111,16 @@ impl Follower<'_> {
         let mut frames = loaded.into_iter().zip(&sequence.frames);
         let Some((Loaded { image, prepared }, frame)) = next(&mut frames)? else { return Ok(()) };
         let (tokens, grid) = self.features(prepared, frame)?;
-        let n = grid.n_patches();
-        let previous_frames = self.rule.previous_frames.min(sequence.frames.len() - 1);
-        let rule = Propagation { previous_frames, ..self.rule };
-        let shape = ClipShape::new(rule, grid, self.encoder.dim(), first.classes())?;
-        let (mut features, mut labels) = (vec![0.0; shape.features_len()], vec![0.0; shape.labels_len()]);
-        let given = first.labels(grid)?;
-        let mut clip = Clip::new(shape, &mut features, &mut labels, Tokens::new(&tokens, n, shape.dim())?, &given)?;
+        let shape = ClipShape::new(self.rule, grid, self.encoder.dim(), first.classes())?;
+        let mut clip = Propagation::new(shape, &tokens, &first.labels(grid)?)?;
         if labeled.send(Labeled { image, labels: None }).is_err() {
             return Ok(());
         }
         while let Some((Loaded { image, prepared }, frame)) = next(&mut frames)? {
             let (tokens, _) = self.features(prepared, frame)?;
-            clip.set_target(Tokens::new(&tokens, n, shape.dim())?)?;
-            let mut soft = vec![0.0; shape.frame_labels_len()];
-            propagate(&clip, &mut soft)?;
-            clip.keep_target(&soft)?;
+            let labels = Some((grid, clip.next(&tokens)?));
             // the stage behind tells its own error
-            if labeled.send(Labeled { image, labels: Some((grid, soft)) }).is_err() {
+            if labeled.send(Labeled { image, labels }).is_err() {
                 return Ok(());
             }
         }
