@@ -324,6 +324,8 @@ section! {
         pub every_steps: usize,
         /// Write TensorBoard event files.
         pub tensorboard: bool,
+        /// Steps between renewals of `report.html`, which is then also written at the end; 0 = never.
+        pub report_every_steps: usize,
     }
 }
 
@@ -486,7 +488,7 @@ impl Default for CheckpointConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { every_steps: 10, tensorboard: true }
+        Self { every_steps: 10, tensorboard: true, report_every_steps: 0 }
     }
 }
 

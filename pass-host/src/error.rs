@@ -8,7 +8,9 @@ use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
+use crate::report::ReportError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -53,6 +55,12 @@ pub enum Error {
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A picture.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The page of a run.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -78,6 +86,8 @@ impl Error {
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),
+            Self::Picture(error) => error.hint(),
+            Self::Report(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

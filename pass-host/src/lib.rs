@@ -13,6 +13,8 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`picture`], [`pca`] | what a network sees, drawn |
+//! | [`report`] | a run as one HTML page |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 //! | [`evaluate`] | what the features are good for |
@@ -33,6 +35,9 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod pca;
+pub mod picture;
 pub mod quantize;
 pub mod random;
+pub mod report;
 pub mod train;
