@@ -8,12 +8,14 @@
 //! | `prepare` | a frame -> the network's input |
 //! | `propagate` | soft labels of a frame on all cores |
 //! | `follow` | a sequence -> masks |
+//! | `overlay` | frames with their masks painted over them |
 //! | `score`, `report` | masks -> J and F, by frame and object; their means |
 
 mod davis;
 mod error;
 mod follow;
 mod masks;
+mod overlay;
 mod prepare;
 mod propagate;
 mod report;
@@ -41,6 +43,7 @@ pub use score::{FrameScore, score_frame};
 
 use crate::checkpoint::{CheckpointError, write_atomically};
 use crate::model::encoder::{Encoder, EncoderOptions};
+use overlay::Film;
 
 /// What is evaluated on what.
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct VosSettings {
     pub selection: Selection,
     /// Who made, or makes, the masks.
     pub judged: Judged,
+    /// Where pictures go, `FOLDER/SEQUENCE.png` and `.gif`.
+    pub overlay: Option<PathBuf>,
 }
 
 /// Who made, or makes, the masks.
@@ -97,12 +102,12 @@ pub struct Progress<'a> {
 /// # Errors
 /// [`VosError`] for the first file that cannot be used. All sequences are looked for before the first is computed.
 pub fn run(settings: &VosSettings, progress: impl Fn(Progress<'_>) + Sync) -> Result<VosReport, VosError> {
-    let VosSettings { data, selection, judged } = settings;
-    let with_images = matches!(judged, Judged::Weights(_));
+    let VosSettings { data, selection, judged, overlay } = settings;
+    let with_images = matches!(judged, Judged::Weights(_)) || overlay.is_some();
     let sequences = sequences(data, selection, with_images)?;
-    let frames = |sequence: &Sequence| match with_images {
-        true => sequence.frames.len(),
-        false => scored_frames(sequence.frames.len()).len(),
+    let frames = |sequence: &Sequence| match judged {
+        Judged::Weights(_) => sequence.frames.len(),
+        Judged::Predictions(_) => scored_frames(sequence.frames.len()).len(),
     };
     let all = sequences.iter().map(frames).sum();
     let done = AtomicUsize::new(0);
@@ -113,13 +118,20 @@ pub fn run(settings: &VosSettings, progress: impl Fn(Progress<'_>) + Sync) -> Re
     match judged {
         Judged::Predictions(folder) => {
             let scores = score_predictions(&sequences, folder, step)?;
+            if let Some(overlay) = overlay {
+                let overlay = output_folder(overlay, data)?;
+                for sequence in &sequences {
+                    film_predictions(sequence, &folder.join(&sequence.name), &overlay, &scores)?;
+                }
+            }
             Ok(VosReport::new(format!("masks in {}", folder.display()), scores))
         }
-        Judged::Weights(settings) => {
-            let encoder = Encoder::open(&settings.weights, &settings.options, &settings.device)?;
+        Judged::Weights(propagation) => {
+            let encoder =
+                Encoder::open(&propagation.weights, &propagation.options, &propagation.device)?;
             let start = Instant::now();
-            let scores = propagate_and_score(&sequences, data, &encoder, settings, step)?;
-            let mut report = VosReport::new(format!("{}: {}", settings.weights, encoder.description()), scores);
+            let scores = propagate_and_score(&sequences, settings, &encoder, propagation, step)?;
+            let mut report = VosReport::new(format!("{}: {}", propagation.weights, encoder.description()), scores);
             report.frames_per_s = Some(all as f64 / start.elapsed().as_secs_f64());
             Ok(report)
         }
@@ -143,29 +155,55 @@ fn score_predictions(
     sequences.iter().map(score).collect()
 }
 
+/// Pictures of ready masks; of frames without one, as the first and the last may be, the true mask is shown.
+fn film_predictions(
+    sequence: &Sequence,
+    folder: &Path,
+    overlay: &Path,
+    scores: &Scores,
+) -> Result<(), VosError> {
+    let mut film = Film::start(overlay, &sequence.name, sequence.frames.len())?;
+    for (index, frame) in sequence.frames.iter().enumerate() {
+        let ready = folder.join(format!("{}.png", frame.name));
+        let path = if ready.is_file() { &ready } else { &frame.annotation };
+        let (image, mask) = (follow::read_frame(frame)?, LabelImage::read(path)?);
+        let size = (image.height as usize, image.width as usize);
+        if size != mask.size {
+            let (path, other) = (path.clone(), frame.image.clone());
+            return Err(VosError::Size { path, size: mask.size, other, other_size: size });
+        }
+        film.add(index, &image, &mask)?;
+    }
+    film.finish(scores[&sequence.name].line())
+}
+
 fn propagate_and_score(
     sequences: &[Sequence],
-    data: &Path,
+    settings: &VosSettings,
     encoder: &Encoder,
-    settings: &PropagationSettings,
+    propagation: &PropagationSettings,
     step: impl Fn(&str) + Sync,
 ) -> Result<Scores, VosError> {
-    let (mean, std) = match settings.std_typo {
+    let (mean, std) = match propagation.std_typo {
         true => (MEAN, STD_OF_VIDEO_EVALUATION),
         false => encoder.normalization(),
     };
-    let preparation = Preparation { short_side: settings.short_side, stride: encoder.stride(), mean, std };
-    let follower = Follower { encoder, rule: settings.rule, preparation };
+    let preparation = Preparation { short_side: propagation.short_side, stride: encoder.stride(), mean, std };
+    let follower = Follower { encoder, rule: propagation.rule, preparation };
     let mut scores = Scores::new();
-    for sequence in sequences {
-        let out = match &settings.out {
-            Some(out) => Some(output_folder(&out.join(&sequence.name), data)?),
+    for Sequence { name, frames } in sequences {
+        let out = match &propagation.out {
+            Some(out) => Some(output_folder(&out.join(name), &settings.data)?),
             None => None,
         };
-        let scored = scored_frames(sequence.frames.len());
+        let mut film = match &settings.overlay {
+            Some(folder) => Some(Film::start(&output_folder(folder, &settings.data)?, name, frames.len())?),
+            None => None,
+        };
+        let scored = scored_frames(frames.len());
         let (mut found, mut objects) = (Vec::new(), 0);
-        follower.follow(sequence, |Segmented { index, image: _, mask }| {
-            let frame = &sequence.frames[index];
+        follower.follow(frames, |Segmented { index, image, mask }| {
+            let frame = &frames[index];
             if let Some(out) = &out {
                 let path = out.join(format!("{}.png", frame.name));
                 let bytes = mask.encode().map_err(|source| VosError::Mask { path: path.clone(), source })?;
@@ -177,10 +215,17 @@ fn propagate_and_score(
             if scored.contains(&index) {
                 found.push(score_frame(frame, &mask, &frame.image, objects)?);
             }
-            step(&sequence.name);
+            if let Some(film) = &mut film {
+                film.add(index, &image, &mask)?;
+            }
+            step(name);
             Ok(())
         })?;
-        scores.insert(sequence.name.clone(), score::summarize(&found, objects)?);
+        let score = score::summarize(&found, objects)?;
+        if let Some(film) = film {
+            film.finish(score.line())?;
+        }
+        scores.insert(name.clone(), score);
     }
     Ok(scores)
 }

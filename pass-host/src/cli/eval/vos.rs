@@ -41,6 +41,9 @@ pub(in crate::cli) struct VosArgs {
     /// Write the masks as PNG files with a palette: DIR/SEQUENCE/FRAME.png.
     #[arg(long, value_name = "DIR", conflicts_with = "predictions")]
     out: Option<PathBuf>,
+    /// Write the frames with their masks painted over them: a strip and a moving picture a sequence, DIR/SEQUENCE.png, .gif.
+    #[arg(long, value_name = "DIR")]
+    overlay: Option<PathBuf>,
     /// Write the figures as one JSON object; `-` = to standard output.
     #[arg(long, value_name = "F")]
     json: Option<PathBuf>,
@@ -122,7 +125,7 @@ pub(super) fn run(args: VosArgs) -> Result<u8, Error> {
         None => Selection::Listed { year: args.year, split: args.split },
     };
     let bar = output::steps_bar();
-    let report = vos::run(&VosSettings { data: args.data, selection, judged }, |progress| {
+    let report = vos::run(&VosSettings { data: args.data, selection, judged, overlay: args.overlay }, |progress| {
         bar.set_message(format!("frames, {}", progress.sequence));
         bar.set_length(progress.all as u64);
         bar.set_position(progress.done as u64);

@@ -4,6 +4,7 @@
 //! are drawn from soft labels and handed on behind. Each holds a frame or two, however long the sequence is.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
@@ -13,7 +14,7 @@ use pass_core::propagation::{
 };
 use pass_core::shape::PatchGrid;
 
-use super::davis::{Frame, Sequence};
+use super::davis::Frame;
 use super::error::VosError;
 use super::masks::{LabelImage, VOID};
 use super::prepare::{Preparation, Prepared};
@@ -63,18 +64,19 @@ impl Follower<'_> {
     /// [`VosError`] for a frame or first mask that cannot be used, and what `each` returns.
     pub fn follow(
         &self,
-        sequence: &Sequence,
+        sequence: &[Frame],
         mut each: impl FnMut(Segmented) -> Result<(), VosError> + Send,
     ) -> Result<(), VosError> {
-        let first = First::read(sequence)?;
+        let Some(first) = sequence.first() else { return Ok(()) };
+        let first = First::read(&first.annotation)?;
         let (loads, loaded) = sync_channel(1);
         let (labels, labeled) = sync_channel(1);
         let (preparation, stride) = (self.preparation, self.encoder.stride());
         thread::scope(|scope| {
             let given = &first;
             scope.spawn(move || {
-                for frame in &sequence.frames {
-                    let frame = load(frame, given, sequence, &preparation);
+                for frame in sequence {
+                    let frame = load(frame, given, &preparation);
                     let failed = frame.is_err();
                     // nobody listens any more once another stage failed
                     if loads.send(frame).is_err() || failed {
@@ -103,12 +105,12 @@ impl Follower<'_> {
 
     fn track(
         &self,
-        sequence: &Sequence,
+        sequence: &[Frame],
         first: &First,
         loaded: Receiver<Result<Loaded, VosError>>,
         labeled: SyncSender<Labeled>,
     ) -> Result<(), VosError> {
-        let mut frames = loaded.into_iter().zip(&sequence.frames);
+        let mut frames = loaded.into_iter().zip(sequence);
         let Some((Loaded { image, prepared }, frame)) = next(&mut frames)? else { return Ok(()) };
         let (tokens, grid) = self.features(prepared, frame)?;
         let shape = ClipShape::new(self.rule, grid, self.encoder.dim(), first.classes())?;
@@ -160,19 +162,14 @@ pub(super) fn read_frame(frame: &Frame) -> Result<Rgb8Image, VosError> {
     decode_rgb(&bytes, MAX_MEGAPIXELS).map_err(|source| VosError::Frame { path: path.clone(), source })
 }
 
-fn load(
-    frame: &Frame,
-    first: &First,
-    sequence: &Sequence,
-    preparation: &Preparation,
-) -> Result<Loaded, VosError> {
+fn load(frame: &Frame, first: &First, preparation: &Preparation) -> Result<Loaded, VosError> {
     let image = read_frame(frame)?;
     let size = (image.height as usize, image.width as usize);
     if size != first.mask.size {
         return Err(VosError::Size {
             path: frame.image.clone(),
             size,
-            other: sequence.frames[0].annotation.clone(),
+            other: first.path.clone(),
             other_size: first.mask.size,
         });
     }
@@ -188,19 +185,19 @@ fn load(
 
 /// The given mask; void counts as background.
 struct First {
+    path: PathBuf,
     mask: LabelImage,
     objects: u8,
 }
 
 impl First {
-    fn read(sequence: &Sequence) -> Result<Self, VosError> {
-        let path = &sequence.frames[0].annotation;
+    fn read(path: &Path) -> Result<Self, VosError> {
         let mut mask = LabelImage::read(path)?;
         let objects = count_objects(&mask, path)?;
         for label in mask.labels.iter_mut().filter(|label| **label == VOID) {
             *label = 0;
         }
-        Ok(Self { mask, objects })
+        Ok(Self { path: path.to_owned(), mask, objects })
     }
 
     /// Background and objects.

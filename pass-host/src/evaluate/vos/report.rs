@@ -61,6 +61,12 @@ impl SequenceScore {
         let [j, f] = [mean(objects.values().map(|o| o.J_mean)), mean(objects.values().map(|o| o.F_mean))];
         Self { frames, J_mean: j, F_mean: f, JF_mean: f64::midpoint(j, f), objects }
     }
+
+    /// A line for people, in percent.
+    pub fn line(&self) -> String {
+        let [both, j, f] = [self.JF_mean, self.J_mean, self.F_mean].map(|value| 100.0 * value);
+        format!("J&F {both:.1}, J {j:.1}, F {f:.1}, mean over {} frames", self.frames)
+    }
 }
 
 /// Figures of a data set: means over the objects of all sequences.
