@@ -2,6 +2,7 @@
 //!
 //! | module | job |
 //! |---|---|
+//! | [`vos`] | video object segmentation by label propagation (DAVIS 2017) |
 //! | [`segment`] | a head trained on the features: linear, or Semantic FPN |
 //! | [`retrieval`] | scenes parsed by the labels of the nearest patches |
 //! | [`knn`] | weighted k-nearest-neighbor classification |
@@ -19,5 +20,6 @@ pub mod linear;
 pub mod neighbors;
 pub mod retrieval;
 pub mod segment;
+pub mod vos;
 
 pub use error::EvaluateError;

@@ -19,6 +19,7 @@
 //! | [`evaluate`] | what the features are worth |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
+//! | [`evaluate`] | what the features are good for |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;

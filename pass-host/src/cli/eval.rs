@@ -6,6 +6,7 @@ mod knn;
 mod linear;
 mod retrieval;
 mod segment;
+mod vos;
 
 use clap::Subcommand;
 
@@ -16,6 +17,7 @@ use crate::error::Error;
 #[derive(Debug, Subcommand)]
 #[command(arg_required_else_help = true)]
 pub(super) enum EvalCommand {
+    Vos(vos::VosArgs),
     Segment(Box<segment::SegmentArgs>),
     Retrieval(retrieval::RetrievalArgs),
     Knn(knn::KnnArgs),
@@ -25,6 +27,7 @@ pub(super) enum EvalCommand {
 impl EvalCommand {
     pub(super) fn compute(&self) -> &ComputeArgs {
         match self {
+            Self::Vos(args) => &args.compute,
             Self::Segment(args) => &args.compute,
             Self::Retrieval(args) => &args.encoder.compute,
             Self::Knn(args) => &args.encoder.compute,
@@ -35,6 +38,7 @@ impl EvalCommand {
 
 pub(super) fn run(command: EvalCommand) -> Result<u8, Error> {
     match command {
+        EvalCommand::Vos(args) => vos::run(args),
         EvalCommand::Segment(args) => segment::run(*args),
         EvalCommand::Retrieval(args) => retrieval::run(args),
         EvalCommand::Knn(args) => knn::run(args),
