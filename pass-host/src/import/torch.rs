@@ -99,7 +99,12 @@ pub(super) fn legacy(file: &mut File) -> Result<BTreeMap<String, Entries>, Probl
                 return Err(Problem::unexpected(key, "kind of storage", "one of PyTorch", kind.clone()));
             }
             None => {
-                return Err(Problem::unexpected(key, "storage", "one that a tensor uses", "one of no tensor"));
+                return Err(Problem::unexpected(
+                    key,
+                    "storage",
+                    "one that a tensor uses",
+                    "one of no tensor",
+                ));
             }
         };
         let end = u64::from_le_bytes(count).checked_mul(size).and_then(|size| (at + 8).checked_add(size));

@@ -205,7 +205,8 @@ fn no_changed_byte_changes_the_weights_of_an_archive() {
     source.import(None, Some(4));
     let weights = || {
         let tensors = candle_core::safetensors::load(source.out(), &Device::Cpu).unwrap();
-        let values = tensors.into_iter().map(|(name, tensor)| (name, (tensor.dims().to_vec(), values(&tensor))));
+        let values =
+            tensors.into_iter().map(|(name, tensor)| (name, (tensor.dims().to_vec(), values(&tensor))));
         values.collect::<BTreeMap<_, _>>()
     };
     let whole = weights();
