@@ -3,15 +3,18 @@
 mod completions;
 mod config;
 mod doctor;
+mod eval;
 mod export;
 mod features;
 mod import;
 mod output;
 mod quantize;
 mod quantizing_bar;
+mod report;
 mod run_folder;
 mod train;
 mod verify;
+mod viz;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -40,11 +43,16 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
     Features(features::FeaturesArgs),
     Export(export::ExportArgs),
     Quantize(quantize::QuantizeArgs),
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
+    #[command(subcommand)]
+    Viz(viz::VizCommand),
+    Report(report::ReportArgs),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -57,6 +65,9 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
+            Command::Viz(command) => command.compute(),
+            Command::Report(args) => &args.compute,
+            Command::Eval(command) => return command.threads(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -97,11 +108,14 @@ fn thread_count(text: &str) -> Result<usize, String> {
 pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
+        Command::Eval(command) => eval::run(command),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Import(args) => import::run(args),
+        Command::Viz(command) => viz::run(command),
+        Command::Report(args) => report::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

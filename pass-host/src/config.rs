@@ -10,6 +10,7 @@
 //! | [`derived`] | sizes, learning rate and step counts computed from the fields |
 //! | [`mod@print`] | the configuration as commented TOML |
 //! | [`run`] | what one run is started with, and how it ended |
+//! | [`segment`] | the hyper-parameters of `eval segment` |
 
 #[macro_use]
 mod keys;
@@ -20,6 +21,7 @@ pub mod layers;
 pub mod presets;
 pub mod print;
 pub mod run;
+pub mod segment;
 pub mod validate;
 
 pub use error::ConfigError;
@@ -324,6 +326,8 @@ section! {
         pub every_steps: usize,
         /// Write TensorBoard event files.
         pub tensorboard: bool,
+        /// Steps between renewals of `report.html`, which is then also written at the end; 0 = never.
+        pub report_every_steps: usize,
     }
 }
 
@@ -486,7 +490,7 @@ impl Default for CheckpointConfig {
 
 impl Default for LogConfig {
     fn default() -> Self {
-        Self { every_steps: 10, tensorboard: true }
+        Self { every_steps: 10, tensorboard: true, report_every_steps: 0 }
     }
 }
 

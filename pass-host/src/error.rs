@@ -3,11 +3,14 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::segment::SegmentError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
+use crate::report::ReportError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -37,6 +40,9 @@ pub enum Error {
     /// The training run.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Semantic segmentation.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
@@ -49,6 +55,12 @@ pub enum Error {
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A picture.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The page of a run.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -69,10 +81,13 @@ impl Error {
             Self::Checkpoint(error) => error.hint(),
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
             Self::Train(error) => error.hint(),
+            Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),
+            Self::Picture(error) => error.hint(),
+            Self::Report(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

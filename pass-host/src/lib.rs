@@ -12,7 +12,10 @@
 //! | [`optimizer`] | parameter groups, clipping, AdamW and the momentum teacher |
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
+//! | [`evaluate`] | what trained features are worth |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`picture`], [`pca`] | what a network sees, drawn |
+//! | [`report`] | a run as one HTML page |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
@@ -23,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod import;
@@ -31,6 +35,9 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod pca;
+pub mod picture;
 pub mod quantize;
 pub mod random;
+pub mod report;
 pub mod train;

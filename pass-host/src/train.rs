@@ -19,12 +19,15 @@ pub mod state;
 pub mod trainer;
 pub mod vitals;
 
+use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+use candle_core::Device;
 
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Ending, Outcome, RunSettings};
@@ -34,6 +37,7 @@ use crate::data::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, MetricsLog, Progress};
 use crate::model::Architecture;
 use crate::ops::Ops;
+use crate::report::{self, ReportSettings};
 use batch::BatchPlan;
 pub use error::TrainError;
 use guard::{CollapseGuard, TermVitals, Vitals};
@@ -79,6 +83,9 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     checkpoint::prepare(&checkpoints)?;
     let mut run = Run::new(settings, index, start, checkpoints)?;
     let result = run.train();
+    if result.is_ok() && config.log.report_every_steps > 0 {
+        run.report();
+    }
     run.progress.finish();
     let (ending, message) = result?;
     let last = run.last.unwrap_or_default();
@@ -224,6 +231,10 @@ impl<'a> Run<'a> {
             if self.step.is_multiple_of(interval) && self.step < self.total {
                 self.save()?;
             }
+            let reports = self.config.log.report_every_steps as u64;
+            if reports > 0 && self.step.is_multiple_of(reports) && self.step < self.total {
+                self.report();
+            }
         }
         if self.newest.as_deref().is_none_or(|path| !path.ends_with(checkpoint::folder_name(self.step))) {
             self.save()?;
@@ -356,6 +367,24 @@ impl<'a> Run<'a> {
         self.loader = loader(self.settings, &self.index, state.step)?;
         self.window = Window { since: Instant::now(), images: 0, waited: 0.0 };
         Ok(())
+    }
+
+    /// Renews the page of the run. Its failure is none of the run; its time does not count as training.
+    fn report(&mut self) {
+        let started = Instant::now();
+        let settings = ReportSettings {
+            run: self.settings.out.clone(),
+            out: None,
+            evaluations: None,
+            images: Vec::new(),
+            // the memory of a GPU belongs to the training
+            device: Device::Cpu,
+        };
+        if let Err(error) = report::write(&settings) {
+            let cause = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            self.progress.say(&format!("warning: there is no new report: {error}{cause}"));
+        }
+        self.window.since += started.elapsed();
     }
 
     fn save(&mut self) -> Result<(), TrainError> {

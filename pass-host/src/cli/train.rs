@@ -41,6 +41,9 @@ pub(super) struct TrainArgs {
     /// Start a new run from these weights (a run, a checkpoint folder or a safetensors file).
     #[arg(long, value_name = "WEIGHTS", help_heading = "Run")]
     init: Option<PathBuf>,
+    /// Renew RUN/report.html every N steps and at the end [default: never].
+    #[arg(long, value_name = "N", value_parser = count, help_heading = "Run")]
+    report_every: Option<i64>,
     /// Check everything and print the plan; train nothing, write nothing.
     #[arg(long, help_heading = "Run")]
     dry_run: bool,
@@ -196,6 +199,7 @@ fn layers(args: &TrainArgs) -> Layers {
         ("--batch", "optim.batch", args.batch),
         ("--accumulate", "optim.accumulate", args.accumulate),
         ("--seed", "seed", args.seed),
+        ("--report-every", "log.report_every_steps", args.report_every),
     ];
     flags.extend(numbers.into_iter().filter_map(|(flag, key, n)| Some((flag, key, Value::Integer(n?)))));
     let words = [("--on-collapse", "guard.on_collapse", &args.on_collapse), ("--ops", "ops", &args.ops)];
@@ -253,7 +257,7 @@ fn absolute(image: &str) -> String {
 }
 
 /// The first Ctrl-C asks the run to end with a checkpoint, the second ends the program at once.
-fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
+pub(super) fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
     let interrupted = Arc::clone(interrupted);
     let caught = ctrlc::set_handler(move || {
         if interrupted.fetch_add(1, Ordering::SeqCst) > 0 {

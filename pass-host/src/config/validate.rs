@@ -214,6 +214,7 @@ impl TrainConfig {
         check.within("checkpoint.keep", self.checkpoint.keep, 1, 1 << 32);
         check.within("checkpoint.keep_every", self.checkpoint.keep_every, 0, 1 << 48);
         check.within("log.every_steps", self.log.every_steps, 1, 1 << 48);
+        check.within("log.report_every_steps", self.log.report_every_steps, 0, 1 << 48);
         check.within("data.limit", self.data.limit, 0, 1 << 48);
         check.within("guard.max_skipped", self.guard.max_skipped, 0, 1 << 32);
         check.within("guard.max_rollbacks", self.guard.max_rollbacks, 0, 1 << 32);

@@ -10,7 +10,7 @@ use super::parameters::{Parameters, Role};
 use super::pos_embed::ResizeRule;
 use super::resnet::{self, Dilation, ResNet, ResNetFile, ResNetSizes};
 use super::timm::{IMAGENET, TimmVit};
-use super::vit::Vit;
+use super::vit::{DropPathDraws, Vit};
 use super::weights::{TrainedWeights, WeightsError};
 use super::{Architecture, LAYER_NORM_EPS};
 use crate::config::run::Network;
@@ -51,6 +51,8 @@ pub struct EncoderOptions {
     pub trainable: bool,
     /// Seed of fresh values (`random:…`).
     pub seed: u64,
+    /// Stochastic depth of the last block, for [`Encoder::block_outputs_dropping`].
+    pub drop_path: f64,
 }
 
 /// Features of all patches.
@@ -135,6 +137,7 @@ impl Encoder {
         device: &Device,
     ) -> Result<Self> {
         let values = values_of(tensors.len(), random);
+        let architecture = Architecture { drop_path: options.drop_path, ..architecture };
         if random {
             let fresh = Parameters::init(&architecture, Role::Teacher, options.seed, device)?;
             let fresh = fresh.to_tensors().into_iter().filter(|(name, _)| TrainedWeights::uses(name));
@@ -205,6 +208,14 @@ impl Encoder {
         match &self.body {
             Body::Vit(vit) => vit.architecture.depth,
             Body::ResNet { .. } => resnet::BLOCKS.len(),
+        }
+    }
+
+    /// Width of the output of a block (from 0).
+    pub fn block_dim(&self, block: usize) -> usize {
+        match &self.body {
+            Body::Vit(vit) => vit.architecture.dim,
+            Body::ResNet { sizes, .. } => sizes.outer.get(block).copied().unwrap_or_default(),
         }
     }
 
@@ -284,11 +295,32 @@ impl Encoder {
     /// # Errors
     /// As [`Encoder::patch_features`], and for a block that is not there.
     pub fn block_outputs(&self, images: &Tensor, blocks: &[usize]) -> Result<(Vec<Tensor>, (usize, usize))> {
+        self.block_outputs_dropping(images, blocks, None)
+    }
+
+    /// Rows of `[batch]` draws that [`Encoder::block_outputs_dropping`] consumes.
+    pub fn drop_path_applications(&self) -> usize {
+        match &self.body {
+            Body::Vit(vit) => vit.backbone.drop_path_applications(),
+            Body::ResNet { .. } => 0,
+        }
+    }
+
+    /// [`Encoder::block_outputs`] in training; `draws` switches stochastic depth on.
+    ///
+    /// # Errors
+    /// As [`Encoder::block_outputs`], and for too few draws.
+    pub fn block_outputs_dropping(
+        &self,
+        images: &Tensor,
+        blocks: &[usize],
+        draws: Option<&DropPathDraws>,
+    ) -> Result<(Vec<Tensor>, (usize, usize))> {
         if let Some(block) = blocks.iter().find(|block| **block >= self.depth()) {
             candle_core::bail!("block {block}: expected one of 0 to {}", self.depth() - 1);
         }
         match &self.body {
-            Body::Vit(vit) => vit.block_outputs(images, blocks),
+            Body::Vit(vit) => vit.block_outputs(images, blocks, draws),
             Body::ResNet { network, .. } => {
                 let grid = resnet_grid(images)?;
                 let layers = blocks.iter().max().map_or(0, |last| last + 1);
@@ -345,10 +377,15 @@ impl VitBody {
         }
     }
 
-    fn block_outputs(&self, images: &Tensor, blocks: &[usize]) -> Result<(Vec<Tensor>, (usize, usize))> {
+    fn block_outputs(
+        &self,
+        images: &Tensor,
+        blocks: &[usize],
+        draws: Option<&DropPathDraws>,
+    ) -> Result<(Vec<Tensor>, (usize, usize))> {
         let (patches, grid) = self.backbone.patchify(images)?;
         let mut outputs = vec![None; blocks.len()];
-        self.backbone.forward_visiting(&patches, grid, None, |index, tokens| {
+        self.backbone.forward_visiting(&patches, grid, draws, |index, tokens| {
             for (output, _) in outputs.iter_mut().zip(blocks).filter(|(_, block)| **block == index) {
                 *output = Some(self.patches_of(tokens, grid)?);
             }

@@ -91,7 +91,10 @@ pub(super) fn normal(x: f32) -> (f32, f32) {
 
 /// Folds a vector in half: `N` must be twice `H`. Fixed sizes let the compiler keep it all in registers.
 #[inline(always)]
-fn halve<const N: usize, const H: usize>(wide: [f32; N], fold: impl Fn(f32, f32) -> f32) -> [f32; H] {
+pub(super) fn halve<const N: usize, const H: usize>(
+    wide: [f32; N],
+    fold: impl Fn(f32, f32) -> f32,
+) -> [f32; H] {
     std::array::from_fn(
         #[inline(always)]
         |i| fold(wide[i], wide[i + H]),

@@ -1,0 +1,3 @@
+//! What trained features are worth: one protocol a module.
+
+pub mod segment;
