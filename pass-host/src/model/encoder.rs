@@ -85,7 +85,7 @@ pub struct Encoder {
 }
 
 enum Body {
-    Vit(VitBody),
+    Vit(Box<VitBody>),
     ResNet { network: ResNet, sizes: ResNetSizes, layer: ResNetLayer },
 }
 
@@ -160,7 +160,7 @@ impl Encoder {
         let description = format!(
             "ViT {dim} wide, {depth} blocks, {heads} heads, patches of {patch_size}, trained on {grid}x{grid}, {values}"
         );
-        let body = Body::Vit(VitBody { backbone, aggregation, norm, architecture, ops });
+        let body = Body::Vit(Box::new(VitBody { backbone, aggregation, norm, architecture, ops }));
         Ok(Self { body, normalization, parameters, description, device: device.clone() })
     }
 
