@@ -10,9 +10,11 @@ mod import;
 mod output;
 mod quantize;
 mod quantizing_bar;
+mod report;
 mod run_folder;
 mod train;
 mod verify;
+mod viz;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -49,6 +51,9 @@ enum Command {
     Verify(verify::VerifyArgs),
     Import(import::ImportArgs),
     #[command(subcommand)]
+    Viz(viz::VizCommand),
+    Report(report::ReportArgs),
+    #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -60,7 +65,9 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
-            Command::Eval(command) => return command.threads(),
+            Command::Viz(command) => command.compute(),
+            Command::Report(args) => &args.compute,
+            Command::Eval(command) => command.compute(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -107,6 +114,8 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Quantize(args) => quantize::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Import(args) => import::run(args),
+        Command::Viz(command) => viz::run(command),
+        Command::Report(args) => report::run(args),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -3,12 +3,15 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::EvaluateError;
 use crate::evaluate::segment::SegmentError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
+use crate::report::ReportError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -44,6 +47,9 @@ pub enum Error {
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// Features judged.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -53,6 +59,12 @@ pub enum Error {
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
+    /// A picture.
+    #[error(transparent)]
+    Picture(#[from] PictureError),
+    /// The page of a run.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -75,9 +87,12 @@ impl Error {
             Self::Train(error) => error.hint(),
             Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
+            Self::Evaluate(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),
+            Self::Picture(error) => error.hint(),
+            Self::Report(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

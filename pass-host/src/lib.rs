@@ -14,6 +14,9 @@
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`evaluate`] | what trained features are worth |
 //! | [`export`], [`features`] | what leaves the run |
+//! | [`picture`], [`pca`] | what a network sees, drawn |
+//! | [`report`] | a run as one HTML page |
+//! | [`evaluate`] | what the features are worth |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
@@ -33,6 +36,9 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod pca;
+pub mod picture;
 pub mod quantize;
 pub mod random;
+pub mod report;
 pub mod train;

@@ -15,8 +15,9 @@
 //! | `normalize` | L2 normalization and weight normalization |
 //! | `add_scaled` | residual connection with stochastic depth |
 //! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
+//! | `convolution` | convolutions of images, optionally followed by the ReLU |
 //! | `patchify` | images -> rows of pixels, for the patch embedding |
-//! | `convolution`, `batch_norm` | 3x3 convolution; batch normalization with ReLU, channels last |
+//! | `convolution_3x3`, `batch_norm` | 3x3 convolution with weight gradient; batch normalization with ReLU, channels last |
 //! | `taps`, `pixel_cross_entropy` | bilinear resampling; cross-entropy of every pixel of a picture |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
@@ -29,6 +30,7 @@ mod batch_norm;
 mod buffer;
 mod class_attention;
 mod convolution;
+mod convolution_3x3;
 mod cross_entropy;
 mod gather_mean;
 mod head;
@@ -50,6 +52,7 @@ use candle_core::{Result, Tensor};
 
 pub use adamw::{AdamWStep, clip_scale};
 pub use batch_norm::Moments;
+pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Stats};
 pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;
@@ -120,6 +123,28 @@ impl Ops {
         match self.fuses(&[x, weight, bias]) {
             true => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
             false => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
+        }
+    }
+
+    /// Kernels over images, plus bias, optionally rectified.
+    ///
+    /// - `x`: `[B, C, H, W]`; `weight`: `[O, C, k, k]`; `bias`: `[O]`; result `[B, O, h, w]` with
+    ///   `h = (H + 2·padding − dilation·(k − 1) − 1) / stride + 1`, rounded down.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn convolution(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        placement: Placement,
+        rectifier: Rectifier,
+    ) -> Result<Tensor> {
+        convolution::check(x, weight, bias, placement)?;
+        match self.fuses(&[x, weight, bias]) {
+            true => convolution::fused(x, weight, bias, placement, rectifier),
+            false => convolution::composition(x, weight, bias, placement, rectifier),
         }
     }
 
@@ -313,11 +338,11 @@ impl Ops {
     ///
     /// # Errors
     /// If the shapes do not fit.
-    pub fn convolution(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        convolution::check(x, weight)?;
+    pub fn convolution_3x3(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        convolution_3x3::check(x, weight)?;
         match self.fuses(&[x, weight]) {
-            true => convolution::fused(x, weight),
-            false => convolution::composition(x, weight),
+            true => convolution_3x3::fused(x, weight),
+            false => convolution_3x3::composition(x, weight),
         }
     }
 

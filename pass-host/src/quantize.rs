@@ -16,7 +16,6 @@ mod error;
 pub mod fidelity;
 pub mod float_vit;
 mod network;
-mod pca;
 mod read;
 pub mod round;
 mod smooth;

@@ -5,6 +5,7 @@
 //! | [`schedule`] | learning rate, decay, momentum, temperature as functions of the step |
 //! | [`batch`] | a loaded batch as tensors |
 //! | [`trainer`] | one optimizer step |
+//! | [`probe`] | how good the features are, on a labelled folder |
 //! | [`vitals`], [`guard`] | figures of health, and the alarm when they go wrong |
 //! | [`state`] | what a checkpoint says, and the trainer it restores |
 //! | [`start`] | where a run begins: fresh, from weights, or from a checkpoint |
@@ -13,18 +14,22 @@
 pub mod batch;
 pub mod error;
 pub mod guard;
+pub mod probe;
 pub mod schedule;
 pub mod start;
 pub mod state;
 pub mod trainer;
 pub mod vitals;
 
+use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+use candle_core::Device;
 
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Ending, Outcome, RunSettings};
@@ -34,9 +39,11 @@ use crate::data::loader::{Batch, Loader, LoaderSettings};
 use crate::metrics::{Metrics, MetricsLog, Progress};
 use crate::model::Architecture;
 use crate::ops::Ops;
+use crate::report::{self, ReportSettings};
 use batch::BatchPlan;
 pub use error::TrainError;
 use guard::{CollapseGuard, TermVitals, Vitals};
+use probe::{Probe, ProbeScore};
 use schedule::Schedules;
 use start::Start;
 use state::{PARTS, RunState};
@@ -56,13 +63,17 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let cache = (!settings.dry_run).then(|| settings.out.join("index.bin"));
     let new = !settings.out.exists();
     let index = Arc::new(ImageIndex::build(&config.data, cache.as_deref())?);
-    if let Err(error) = config.check_images(index.len()) {
-        if new {
-            // the cached index is all there is; a run that cannot start leaves nothing behind
-            std::fs::remove_dir_all(&settings.out).ok();
+    let checked = config.check_images(index.len()).map_err(TrainError::from);
+    let probe = match checked.and_then(|()| Ok(Probe::open(config)?)) {
+        Ok(probe) => probe,
+        Err(error) => {
+            if new {
+                // the cached index is all there is; a run that cannot start leaves nothing behind
+                std::fs::remove_dir_all(&settings.out).ok();
+            }
+            return Err(error);
         }
-        return Err(error.into());
-    }
+    };
     let progress_plan = plan(settings, &index);
     if settings.dry_run {
         return Ok(progress_plan);
@@ -77,8 +88,11 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     }
     let checkpoints = settings.out.join(CHECKPOINTS);
     checkpoint::prepare(&checkpoints)?;
-    let mut run = Run::new(settings, index, start, checkpoints)?;
+    let mut run = Run::new(settings, index, start, checkpoints, probe)?;
     let result = run.train();
+    if result.is_ok() && config.log.report_every_steps > 0 {
+        run.report();
+    }
     run.progress.finish();
     let (ending, message) = result?;
     let last = run.last.unwrap_or_default();
@@ -132,6 +146,7 @@ struct Run<'a> {
     log: MetricsLog,
     progress: Progress,
     guard: CollapseGuard,
+    probe: Option<Probe>,
     window: Window,
     /// Steps done or skipped.
     step: u64,
@@ -151,6 +166,7 @@ impl<'a> Run<'a> {
         index: Arc<ImageIndex>,
         start: Start,
         checkpoints: PathBuf,
+        probe: Option<Probe>,
     ) -> Result<Self, TrainError> {
         let config = &settings.config;
         let per_epoch = config.steps_per_epoch(index.len()) as u64;
@@ -160,8 +176,10 @@ impl<'a> Run<'a> {
         let resumed = start.checkpoint.is_some().then_some(step);
         let log = MetricsLog::open(&settings.out, resumed, config.log.tensorboard)?;
         let progress = Progress::new(total, step, config.head.class_prototypes, config.head.patch_prototypes);
-        for line in &start.remarks {
-            progress.say(line);
+        let bad = probe.iter().flat_map(Probe::bad);
+        let left_out = bad.map(|(name, reason)| format!("warning: the probe leaves out `{name}`: {reason}"));
+        for line in start.remarks.iter().cloned().chain(left_out) {
+            progress.say(&line);
         }
         let batch_plan = BatchPlan {
             accumulate: config.optim.accumulate,
@@ -181,6 +199,7 @@ impl<'a> Run<'a> {
             log,
             progress,
             guard: start.guard.unwrap_or_else(|| CollapseGuard::new(config.guard.collapse_steps)),
+            probe,
             window: Window { since: Instant::now(), images: 0, waited: 0.0 },
             step,
             total,
@@ -224,6 +243,10 @@ impl<'a> Run<'a> {
             if self.step.is_multiple_of(interval) && self.step < self.total {
                 self.save()?;
             }
+            let reports = self.config.log.report_every_steps as u64;
+            if reports > 0 && self.step.is_multiple_of(reports) && self.step < self.total {
+                self.report();
+            }
         }
         if self.newest.as_deref().is_none_or(|path| !path.ends_with(checkpoint::folder_name(self.step))) {
             self.save()?;
@@ -234,7 +257,8 @@ impl<'a> Run<'a> {
     /// Logs if it is time to; tells why to stop if the features have collapsed.
     fn after_step(&mut self, report: &StepReport, schedule: &Schedule) -> Result<Option<String>, TrainError> {
         let every = self.config.log.every_steps.max(1) as u64;
-        if self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
+        let probe = self.probe.as_ref().filter(|probe| probe.is_due(self.step));
+        if probe.is_none() && self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
             return Ok(None);
         }
         let ops = Ops::from(self.config.ops);
@@ -243,6 +267,11 @@ impl<'a> Run<'a> {
         let absent = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
         let waited = self.loader.data_wait().total;
+        // behind the clock: a probe is no training time
+        let score = match probe {
+            Some(probe) => probe.run(&self.trainer.teacher, &self.settings.compute.device)?,
+            None => ProbeScore::default(),
+        };
         let metrics = Metrics {
             step: self.step,
             epoch: self.step as f64 / self.per_epoch as f64,
@@ -262,6 +291,8 @@ impl<'a> Run<'a> {
             positives_agreement: absent(agreement),
             images_per_s: self.window.images as f64 / seconds,
             data_wait: ((waited - self.window.waited) / seconds).clamp(0.0, 1.0),
+            knn_top1: score.knn_top1,
+            retrieval_miou: score.retrieval_miou,
         };
         self.window = Window { since: Instant::now(), images: 0, waited };
         self.log.write(&metrics)?;
@@ -356,6 +387,24 @@ impl<'a> Run<'a> {
         self.loader = loader(self.settings, &self.index, state.step)?;
         self.window = Window { since: Instant::now(), images: 0, waited: 0.0 };
         Ok(())
+    }
+
+    /// Renews the page of the run. Its failure is none of the run; its time does not count as training.
+    fn report(&mut self) {
+        let started = Instant::now();
+        let settings = ReportSettings {
+            run: self.settings.out.clone(),
+            out: None,
+            evaluations: None,
+            images: Vec::new(),
+            // the memory of a GPU belongs to the training
+            device: Device::Cpu,
+        };
+        if let Err(error) = report::write(&settings) {
+            let cause = error.source().map(|source| format!(": {source}")).unwrap_or_default();
+            self.progress.say(&format!("warning: there is no new report: {error}{cause}"));
+        }
+        self.window.since += started.elapsed();
     }
 
     fn save(&mut self) -> Result<(), TrainError> {

@@ -52,13 +52,29 @@ fn check(name: &str, output: &Output) {
 fn help_of_every_command() {
     check("help", &run(&["--help"]));
     check("version", &run(&["--version"]));
-    for command in
-        ["train", "features", "export", "quantize", "verify", "import", "config", "doctor", "completions"]
-    {
+    for command in [
+        "train",
+        "features",
+        "export",
+        "quantize",
+        "verify",
+        "import",
+        "viz",
+        "report",
+        "config",
+        "doctor",
+        "completions",
+    ] {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
+    }
+    for protocol in ["knn", "linear", "retrieval"] {
+        check(&format!("help_eval_{protocol}"), &run(&["eval", protocol, "--help"]));
     }
     for command in ["list", "show", "check"] {
         check(&format!("help_config_{command}"), &run(&["config", command, "--help"]));
+    }
+    for command in ["top-patches", "attention", "positives", "pca"] {
+        check(&format!("help_viz_{command}"), &run(&["viz", command, "--help"]));
     }
     check("help_eval_segment", &run(&["eval", "segment", "--help"]));
 }

@@ -154,6 +154,7 @@ pub fn run(settings: &SegmentSettings, mut tell: impl FnMut(Event)) -> Result<Se
         trainable: settings.config.fine_tune,
         seed: settings.config.seed,
         drop_path: settings.config.drop_path,
+        ..EncoderOptions::default()
     };
     let encoder = Encoder::open(&settings.weights, &options, &settings.device)?;
     let description = encoder.description().to_owned();

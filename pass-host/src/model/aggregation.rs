@@ -71,6 +71,21 @@ impl AggregationHead {
         Ok(tokens)
     }
 
+    /// Softmax weights of the token of every block over features `[B, N, D]`, each `[B, heads, 1, 1 + N]`, the token
+    /// itself first. Over all patches of an image it is the class token's attention; over the positives of a patch it is
+    /// what each adds to the patch's target.
+    pub fn attention_weights(&self, features: &Tensor) -> Result<Vec<Tensor>> {
+        let (batch, _, dim) = features.dims3()?;
+        let mut token = self.class_token.broadcast_as((batch, 1, dim))?.contiguous()?;
+        let mut weights = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            let keys_values = block.keys_values(features)?;
+            weights.push(block.attention_weights(&token, &keys_values)?);
+            token = block.attend_all(&token, &keys_values)?;
+        }
+        Ok(weights)
+    }
+
     /// The final LayerNorm, shared by class, patch and aggregated tokens.
     pub fn normalize(&self, tokens: &Tensor) -> Result<Tensor> {
         self.ops.layer_norm(tokens, &self.norm[0], &self.norm[1], LAYER_NORM_EPS)

@@ -1,171 +1,291 @@
-//! 3x3 convolution, stride 1, zero padding 1, channels last: nine products of shifted views, without unfolding.
-//!
-//! In a map with one more row and column of zeros on each side, a shift is an offset of the flattened rows. A product
-//! over the padded width also computes two columns nobody reads, which costs less than copying every pixel nine times.
+//! Convolutions of images, as the product of the kernels with the patches under them; optionally followed by the ReLU.
 
 use super::access::{output, stored, tensor, values};
+use super::buffer::build;
 use super::product::{Before, Threads, multiply};
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
 
-/// Side of the kernel.
-const SIDE: usize = 3;
+/// How kernels lie on an image; the same along both axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Pixels from one place of the kernel to the next.
+    pub stride: usize,
+    /// Zeros around the image.
+    pub padding: usize,
+    /// Pixels from one tap of the kernel to the next.
+    pub dilation: usize,
+}
 
-pub(super) fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
-    let (_, _, _, channels) = x.dims4()?;
-    let (outputs, inputs, height, width) = weight.dims4()?;
-    if inputs != channels || (height, width) != (SIDE, SIDE) || x.elem_count() * outputs == 0 {
-        bail!("convolution: weight {:?} needs x [B, H, W, {inputs}], found {:?}", weight.shape(), x.shape())
+/// What follows the convolution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rectifier {
+    /// Nothing.
+    None,
+    /// `max(u, 0)`.
+    Relu,
+}
+
+impl Placement {
+    /// Places along an axis of this length.
+    fn places(self, side: usize, kernel: usize) -> Option<usize> {
+        let span = (kernel.checked_sub(1)? * self.dilation).checked_add(1)?;
+        Some((side + 2 * self.padding).checked_sub(span)? / self.stride.max(1) + 1)
     }
-    Ok(())
 }
 
-pub(super) fn composition(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (batch, height, width, inputs) = x.dims4()?;
-    let outputs = weight.dim(0)?;
-    let padded = x.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
-    let mut shifted = Vec::with_capacity(SIDE * SIDE);
-    for row in 0..SIDE {
-        for column in 0..SIDE {
-            shifted.push(padded.narrow(1, row, height)?.narrow(2, column, width)?);
-        }
+pub(super) fn check(x: &Tensor, weight: &Tensor, bias: &Tensor, placement: Placement) -> Result<()> {
+    let (_, channels, height, width) = x.dims4()?;
+    let (outputs, inputs, rows, columns) = weight.dims4()?;
+    let fits = placement.stride > 0
+        && placement.dilation > 0
+        && rows == columns
+        && inputs == channels
+        && bias.dims() == [outputs]
+        && [height, width].iter().all(|side| placement.places(*side, rows).is_some());
+    match fits {
+        true => Ok(()),
+        false => bail!(
+            "convolution: images {:?}, kernels {:?}, bias {:?} and {placement:?} do not fit",
+            x.shape(),
+            weight.shape(),
+            bias.shape()
+        ),
     }
-    let unfolded = Tensor::cat(&shifted, 3)?.reshape((batch * height * width, SIDE * SIDE * inputs))?;
-    let weight = weight.permute((0, 2, 3, 1))?.reshape((outputs, SIDE * SIDE * inputs))?;
-    unfolded.matmul(&weight.t()?)?.reshape((batch, height, width, outputs))
 }
 
-pub(super) fn fused(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Convolution)
+pub(super) fn composition(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    placement: Placement,
+    rectifier: Rectifier,
+) -> Result<Tensor> {
+    let Placement { stride, padding, dilation } = placement;
+    let kernel = weight.dim(3)?;
+    // what no place of the kernel reaches is taken off: the tensor library's backward pass takes it to be the same along
+    // both axes
+    let mut x = x.clone();
+    for axis in [2, 3] {
+        let side = x.dim(axis)? + 2 * padding;
+        let unused = (side - (kernel - 1) * dilation - 1) % stride;
+        x = x.pad_with_zeros(axis, padding, padding)?.narrow(axis, 0, side - unused)?;
+    }
+    let y = x.contiguous()?.conv2d(weight, 0, stride, dilation, 1)?;
+    let y = y.broadcast_add(&bias.reshape((1, bias.elem_count(), 1, 1))?)?;
+    match rectifier {
+        Rectifier::None => Ok(y),
+        Rectifier::Relu => y.relu(),
+    }
 }
 
-struct Convolution;
+pub(super) fn fused(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    placement: Placement,
+    rectifier: Rectifier,
+) -> Result<Tensor> {
+    let operation = Convolution { placement, rectifier };
+    x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, operation)
+}
 
-/// Sizes of one convolution.
+struct Convolution {
+    placement: Placement,
+    rectifier: Rectifier,
+}
+
+/// Sizes of one call.
 #[derive(Clone, Copy)]
 struct Sizes {
     batch: usize,
-    height: usize,
-    width: usize,
+    channels: usize,
+    outputs: usize,
+    kernel: usize,
+    /// Rows and columns of an image.
+    image: (usize, usize),
+    /// Rows and columns of places.
+    places: (usize, usize),
+    placement: Placement,
 }
 
 impl Sizes {
-    fn of(shape: &Shape) -> Result<(Self, usize)> {
-        let (batch, height, width, channels) = shape.dims4()?;
-        Ok((Self { batch, height, width }, channels))
-    }
-
-    /// Rows of a padded map, flattened.
-    fn padded(self) -> usize {
-        (self.height + 2) * (self.width + 2)
-    }
-
-    /// Flattened padded rows from the first pixel of a map to its last.
-    fn span(self) -> usize {
-        self.height * (self.width + 2) - 2
-    }
-
-    /// Copies an image `[H, W, C]` into the middle of zeros `[H + 2, W + 2, C]`.
-    fn pad(self, image: &[f32], channels: usize, padded: &mut [f32]) {
-        let (row, padded_row) = (self.width * channels, (self.width + 2) * channels);
-        for (y, image) in image.chunks_exact(row).enumerate() {
-            padded[(y + 1) * padded_row + channels..][..row].copy_from_slice(image);
+    fn new(x: &Shape, weight: &Shape, placement: Placement) -> Result<Self> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let (outputs, _, _, kernel) = weight.dims4()?;
+        match (placement.places(height, kernel), placement.places(width, kernel)) {
+            (Some(rows), Some(columns)) => {
+                let (image, places) = ((height, width), (rows, columns));
+                Ok(Self { batch, channels, outputs, kernel, image, places, placement })
+            }
+            _ => bail!("convolution: kernels of {kernel} do not fit images of {height}x{width}"),
         }
+    }
+
+    /// Values of an image, of the places of one output, and under one place.
+    fn lengths(&self) -> (usize, usize, usize) {
+        let image = self.channels * self.image.0 * self.image.1;
+        (image, self.places.0 * self.places.1, self.channels * self.kernel * self.kernel)
+    }
+
+    /// Whether the patches under the kernel are the image itself.
+    fn is_pointwise(&self) -> bool {
+        self.kernel == 1 && self.placement == (Placement { stride: 1, padding: 0, dilation: 1 })
+    }
+
+    /// Where tap `tap` of the kernel lies for the first place, before the image by at most the padding, and the places for
+    /// which it lies inside: their range along an axis of `side` pixels.
+    fn inside(&self, tap: usize, side: usize, places: usize) -> (usize, std::ops::Range<usize>) {
+        let Placement { stride, padding, dilation } = self.placement;
+        let shift = tap * dilation;
+        let first = padding.saturating_sub(shift).div_ceil(stride);
+        let last = (side + padding).saturating_sub(shift).div_ceil(stride).min(places);
+        (shift, first.min(last)..last)
+    }
+
+    /// Calls `visit(place, pixel, count)` for every stretch of a row of places whose tap lies inside of the image.
+    fn visit(&self, tap: (usize, usize), mut visit: impl FnMut(usize, usize, usize)) {
+        let Placement { stride, padding, .. } = self.placement;
+        let (row_shift, rows) = self.inside(tap.0, self.image.0, self.places.0);
+        let (column_shift, columns) = self.inside(tap.1, self.image.1, self.places.1);
+        if columns.is_empty() {
+            return;
+        }
+        for row in rows {
+            let y = row * stride + row_shift - padding;
+            let x = columns.start * stride + column_shift - padding;
+            visit(row * self.places.1 + columns.start, y * self.image.1 + x, columns.len());
+        }
+    }
+
+    /// The values under the kernel at every place, `[C·k·k, places]`.
+    fn patches(&self, image: &[f32]) -> Vec<f32> {
+        let (_, places, length) = self.lengths();
+        let (taps, stride) = (self.kernel * self.kernel, self.placement.stride);
+        let pixels = self.image.0 * self.image.1;
+        let (patches, _) = build(length * places, places, |row, out| {
+            let (channel, tap) = (row / taps, row % taps);
+            let plane = &image[channel * pixels..][..pixels];
+            self.visit((tap / self.kernel, tap % self.kernel), |place, pixel, count| {
+                let out = &mut out[place..place + count];
+                match stride {
+                    1 => out.copy_from_slice(&plane[pixel..pixel + count]),
+                    _ => {
+                        let taken = plane[pixel..].iter().step_by(stride);
+                        out.iter_mut().zip(taken).for_each(|(out, value)| *out = *value);
+                    }
+                }
+            });
+        });
+        patches
+    }
+
+    /// Adds what is under the kernel at every place, `[C·k·k, places]`, to the pixels it lies on.
+    fn scatter(&self, patches: &[f32], image: &mut [f32]) {
+        let (_, places, _) = self.lengths();
+        let (taps, stride) = (self.kernel * self.kernel, self.placement.stride);
+        let pixels = self.image.0 * self.image.1;
+        image.par_chunks_mut(pixels.max(1)).enumerate().for_each(|(channel, plane)| {
+            for tap in 0..taps {
+                let row = &patches[(channel * taps + tap) * places..][..places];
+                self.visit((tap / self.kernel, tap % self.kernel), |place, pixel, count| {
+                    let onto = plane[pixel..].iter_mut().step_by(stride);
+                    onto.zip(&row[place..place + count]).for_each(|(pixel, value)| *pixel += *value);
+                });
+            }
+        });
     }
 }
 
-/// `[9, I, O]` from `[O, I, 3, 3]`, or for the gradient of the input `[9, O, I]` with the kernel turned around.
-fn by_shift(weight: &[f32], outputs: usize, inputs: usize, turned: bool) -> Vec<f32> {
-    let shifts = SIDE * SIDE;
-    let mut sorted = vec![0f32; weight.len()];
-    for o in 0..outputs {
-        for i in 0..inputs {
-            let kernel = &weight[(o * inputs + i) * shifts..][..shifts];
-            for (shift, &value) in kernel.iter().enumerate() {
-                let place = match turned {
-                    false => (shift * inputs + i) * outputs + o,
-                    true => ((shifts - 1 - shift) * outputs + o) * inputs + i,
-                };
-                sorted[place] = value;
+impl Convolution {
+    fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], sizes: Sizes) -> Result<Vec<f32>> {
+        let (image, places, length) = sizes.lengths();
+        let outputs = sizes.outputs;
+        let (mut y, _) =
+            build(sizes.batch * outputs * places, places, |row, out| out.fill(bias[row % outputs]));
+        let weight = matrix(weight, outputs, length)?;
+        for (x, y) in x.chunks_exact(image.max(1)).zip(y.chunks_exact_mut((outputs * places).max(1))) {
+            let gathered;
+            let patches = match sizes.is_pointwise() {
+                true => x,
+                false => {
+                    gathered = sizes.patches(x);
+                    &gathered
+                }
+            };
+            let patches = matrix(patches, length, places)?;
+            multiply(matrix_mut(y, outputs, places)?, Before::Kept, 1.0, weight, patches, Threads::All);
+        }
+        if self.rectifier == Rectifier::Relu {
+            y.par_chunks_mut(places.max(1)).for_each(|row| {
+                // a comparison rather than `max`: it keeps NaN
+                row.iter_mut().for_each(|value| *value = if *value < 0.0 { 0.0 } else { *value });
+            });
+        }
+        Ok(y)
+    }
+
+    /// Gradients of x, weight and bias, each only if it is tracked.
+    fn backward(
+        &self,
+        [x, weight, bias]: [&Tensor; 3],
+        result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let sizes = Sizes::new(x.shape(), weight.shape(), self.placement)?;
+        let (image, places, length) = sizes.lengths();
+        let outputs = sizes.outputs;
+        let (result, gradient) = (result.contiguous()?, gradient.contiguous()?);
+        let ((x_storage, x_layout), (weight_storage, weight_layout)) =
+            (x.storage_and_layout(), weight.storage_and_layout());
+        let ((y_storage, y_layout), (dy_storage, dy_layout)) =
+            (result.storage_and_layout(), gradient.storage_and_layout());
+        let (x_values, weights) = (stored(&x_storage, x_layout)?, stored(&weight_storage, weight_layout)?);
+        let (y, dy) = (stored(&y_storage, y_layout)?, stored(&dy_storage, dy_layout)?);
+        let (du, _) = build(dy.len(), places, |row, du| {
+            let place = row * places..row * places + du.len();
+            let open = |y: f32| self.rectifier == Rectifier::None || y > 0.0;
+            for ((du, &y), &dy) in du.iter_mut().zip(&y[place.clone()]).zip(&dy[place]) {
+                *du = if open(y) { dy } else { 0.0 };
+            }
+        });
+        let (mut dx, _) = build(if x.track_op() { x_values.len() } else { 0 }, image, |_, _| ());
+        let (mut d_weight, _) = build(weights.len(), length, |_, _| ());
+        let weights = matrix(weights, outputs, length)?;
+        for index in 0..sizes.batch {
+            let du = matrix(&du[index * outputs * places..][..outputs * places], outputs, places)?;
+            if weight.track_op() {
+                let x = &x_values[index * image..][..image];
+                let patches = sizes.patches(x);
+                let patches = matrix(&patches, length, places)?;
+                let out = matrix_mut(&mut d_weight, outputs, length)?;
+                multiply(out, Before::Kept, 1.0, du, patches.t(), Threads::All);
+            }
+            if x.track_op() {
+                let (mut patches, _) = build(length * places, places, |_, _| ());
+                let out = matrix_mut(&mut patches, length, places)?;
+                multiply(out, Before::Ignored, 1.0, weights.t(), du, Threads::All);
+                sizes.scatter(&patches, &mut dx[index * image..][..image]);
             }
         }
+        let d_bias: Vec<f32> = (0..outputs)
+            .map(|output| {
+                let row = |index: usize| &du[(index * outputs + output) * places..][..places];
+                (0..sizes.batch)
+                    .map(|index| row(index).iter().map(|du| f64::from(*du)).sum::<f64>())
+                    .sum::<f64>() as f32
+            })
+            .collect();
+        Ok([
+            if x.track_op() { Some(tensor(dx, x.shape())?) } else { None },
+            if weight.track_op() { Some(tensor(d_weight, weight.shape())?) } else { None },
+            if bias.track_op() { Some(tensor(d_bias, outputs)?) } else { None },
+        ])
     }
-    sorted
 }
 
-/// Offset of each shift in flattened padded rows.
-fn offsets(sizes: Sizes) -> impl Iterator<Item = usize> {
-    (0..SIDE * SIDE).map(move |shift| shift / SIDE * (sizes.width + 2) + shift % SIDE)
-}
-
-fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<ArrayView2<'_, f32>> {
-    ArrayView2::from_shape((rows, columns), &values[..rows * columns]).map_err(candle_core::Error::wrap)
-}
-
-fn matrix_mut(values: &mut [f32], rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
-    ArrayViewMut2::from_shape((rows, columns), &mut values[..rows * columns])
-        .map_err(candle_core::Error::wrap)
-}
-
-/// Convolves `x` `[B, H, W, I]` with weights `[9, I, O]`.
-fn convolve(x: &[f32], weights: &[f32], sizes: Sizes, inputs: usize, outputs: usize) -> Result<Vec<f32>> {
-    let image = sizes.height * sizes.width;
-    let mut y = Vec::with_capacity(sizes.batch * image * outputs);
-    let mut padded = vec![0f32; sizes.padded() * inputs];
-    let mut wide = vec![0f32; (sizes.span() + 2) * outputs];
-    for x in x.chunks_exact(image * inputs) {
-        sizes.pad(x, inputs, &mut padded);
-        for (shift, offset) in offsets(sizes).enumerate() {
-            multiply(
-                matrix_mut(&mut wide, sizes.span(), outputs)?,
-                if shift == 0 { Before::Ignored } else { Before::Kept },
-                1.0,
-                matrix(&padded[offset * inputs..], sizes.span(), inputs)?,
-                matrix(&weights[shift * inputs * outputs..], inputs, outputs)?,
-                Threads::All,
-            );
-        }
-        for row in wide.chunks_exact((sizes.width + 2) * outputs) {
-            y.extend_from_slice(&row[..sizes.width * outputs]);
-        }
-    }
-    Ok(y)
-}
-
-/// Gradient of the weights, `[O, I, 3, 3]`.
-fn weight_gradient(x: &[f32], dy: &[f32], sizes: Sizes, inputs: usize, outputs: usize) -> Result<Vec<f32>> {
-    let image = sizes.height * sizes.width;
-    let shifts = SIDE * SIDE;
-    let mut padded = vec![0f32; sizes.padded() * inputs];
-    // the two columns nobody reads stay zero
-    let mut wide = vec![0f32; (sizes.span() + 2) * outputs];
-    let mut sorted = vec![0f32; shifts * inputs * outputs];
-    for (x, dy) in x.chunks_exact(image * inputs).zip(dy.chunks_exact(image * outputs)) {
-        sizes.pad(x, inputs, &mut padded);
-        let rows = wide.chunks_exact_mut((sizes.width + 2) * outputs);
-        for (wide, dy) in rows.zip(dy.chunks_exact(sizes.width * outputs)) {
-            wide[..dy.len()].copy_from_slice(dy);
-        }
-        for (offset, sum) in offsets(sizes).zip(sorted.chunks_exact_mut(inputs * outputs)) {
-            multiply(
-                matrix_mut(sum, inputs, outputs)?,
-                Before::Kept,
-                1.0,
-                matrix(&padded[offset * inputs..], sizes.span(), inputs)?.t(),
-                matrix(&wide, sizes.span(), outputs)?,
-                Threads::All,
-            );
-        }
-    }
-    let mut gradient = vec![0f32; sorted.len()];
-    for (place, &value) in sorted.iter().enumerate() {
-        let (shift, i, o) = (place / (inputs * outputs), place / outputs % inputs, place % outputs);
-        gradient[(o * inputs + i) * shifts + shift] = value;
-    }
-    Ok(gradient)
-}
-
-impl CustomOp2 for Convolution {
+impl CustomOp3 for Convolution {
     fn name(&self) -> &'static str {
         "convolution"
     }
@@ -176,67 +296,81 @@ impl CustomOp2 for Convolution {
         x_layout: &Layout,
         weight: &CpuStorage,
         weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (sizes, inputs) = Sizes::of(x_layout.shape())?;
-        let (outputs, ..) = weight_layout.shape().dims4()?;
-        let sorted = by_shift(values(weight, weight_layout)?, outputs, inputs, false);
-        let y = convolve(values(x, x_layout)?, &sorted, sizes, inputs, outputs)?;
-        output(y, (sizes.batch, sizes.height, sizes.width, outputs))
+        let sizes = Sizes::new(x_layout.shape(), weight_layout.shape(), self.placement)?;
+        let y = self.forward(
+            values(x, x_layout)?,
+            values(weight, weight_layout)?,
+            values(bias, bias_layout)?,
+            sizes,
+        )?;
+        output(y, (sizes.batch, sizes.outputs, sizes.places.0, sizes.places.1))
     }
 
     fn bwd(
         &self,
         x: &Tensor,
         weight: &Tensor,
-        _result: &Tensor,
+        bias: &Tensor,
+        result: &Tensor,
         gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (sizes, inputs) = Sizes::of(x.shape())?;
-        let (outputs, ..) = weight.dims4()?;
-        let gradient = gradient.contiguous()?;
-        let ((x_storage, x_layout), (weight_storage, weight_layout), (dy_storage, dy_layout)) =
-            (x.storage_and_layout(), weight.storage_and_layout(), gradient.storage_and_layout());
-        let dy = stored(&dy_storage, dy_layout)?;
-        let dx = if x.track_op() {
-            let turned = by_shift(stored(&weight_storage, weight_layout)?, outputs, inputs, true);
-            Some(tensor(convolve(dy, &turned, sizes, outputs, inputs)?, x.shape())?)
-        } else {
-            None
-        };
-        let d_weight = if weight.track_op() {
-            let gradient = weight_gradient(stored(&x_storage, x_layout)?, dy, sizes, inputs, outputs)?;
-            Some(tensor(gradient, weight.shape())?)
-        } else {
-            None
-        };
-        Ok((dx, d_weight))
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let [x, weight, bias] = self.backward([x, weight, bias], result, gradient)?;
+        Ok((x, weight, bias))
     }
+}
+
+fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<ArrayView2<'_, f32>> {
+    ArrayView2::from_shape((rows, columns), values).map_err(candle_core::Error::wrap)
+}
+
+fn matrix_mut(values: &mut [f32], rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
+    ArrayViewMut2::from_shape((rows, columns), values).map_err(candle_core::Error::wrap)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Ops, testing::*};
+    use super::super::Ops;
+    use super::super::testing::{check, random};
+    use super::{Placement, Rectifier};
 
     #[test]
     fn fused_agrees_with_composition_and_finite_differences() {
-        for (height, width, inputs, outputs) in [(1, 1, 1, 1), (2, 3, 4, 5), (5, 4, 3, 2), (1, 7, 2, 3)] {
-            let shapes: [&[usize]; 2] = [&[2, height, width, inputs], &[outputs, inputs, 3, 3]];
-            check(&|ops, t| ops.convolution(&t[0], &t[1]), &shapes);
+        for (kernel, stride, padding, dilation, height, width) in [
+            (1, 1, 0, 1, 3, 4),
+            (1, 2, 0, 1, 4, 5),
+            (3, 1, 1, 1, 5, 4),
+            (3, 2, 1, 1, 6, 5),
+            (3, 1, 2, 2, 4, 6),
+            (7, 2, 3, 1, 8, 9),
+            (3, 1, 4, 4, 3, 2),
+        ] {
+            for rectifier in [Rectifier::None, Rectifier::Relu] {
+                let placement = Placement { stride, padding, dilation };
+                check(
+                    &|ops, t| ops.convolution(&t[0], &t[1], &t[2], placement, rectifier),
+                    &[&[2, 3, height, width], &[4, 3, kernel, kernel], &[4]],
+                );
+            }
         }
     }
 
     #[test]
-    fn it_is_the_convolution_of_the_tensor_library() {
-        let (x, weight) = (random(1, &[2, 5, 6, 3]), random(2, &[4, 3, 3, 3]));
-        let first = x.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
-        let expected = first.conv2d(&weight, 1, 1, 1, 1).unwrap().permute((0, 2, 3, 1)).unwrap();
-        let found = Ops::fused().convolution(&x, &weight).unwrap();
-        assert_close("conv2d", &flat(&found), &flat(&expected.contiguous().unwrap()), 1e-5);
-    }
-
-    #[test]
-    fn another_number_of_channels_is_refused() {
-        let error = Ops::fused().convolution(&random(1, &[1, 2, 2, 3]), &random(2, &[4, 5, 3, 3]));
-        assert!(error.unwrap_err().to_string().contains("[B, H, W, 5]"));
+    fn what_does_not_fit_is_an_error() {
+        let placement = Placement { stride: 1, padding: 0, dilation: 1 };
+        let run = |x: &[usize], weight: &[usize], bias: usize, placement| {
+            let (x, weight, bias) = (random(1, x), random(2, weight), random(3, &[bias]));
+            Ops::fused()
+                .convolution(&x, &weight, &bias, placement, Rectifier::None)
+                .map(|y| y.dims().to_vec())
+        };
+        assert_eq!(run(&[1, 2, 3, 3], &[4, 2, 3, 3], 4, placement).unwrap(), [1, 4, 1, 1]);
+        assert!(run(&[1, 2, 3, 2], &[4, 2, 3, 3], 4, placement).is_err());
+        assert!(run(&[1, 3, 3, 3], &[4, 2, 3, 3], 4, placement).is_err());
+        assert!(run(&[1, 2, 3, 3], &[4, 2, 3, 3], 5, placement).is_err());
+        assert!(run(&[1, 2, 3, 3], &[4, 2, 3, 2], 4, placement).is_err());
+        assert!(run(&[1, 2, 3, 3], &[4, 2, 3, 3], 4, Placement { stride: 0, ..placement }).is_err());
     }
 }

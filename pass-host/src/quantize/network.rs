@@ -4,11 +4,12 @@ use ndarray::{Array1, Array2, Axis, concatenate, s};
 use pass_edge::format::Mode;
 use pass_edge::writer::TensorData;
 
+use super::fidelity;
 use super::float_vit::{AsItIs, AtInput, FloatVit, Linear, Norm};
 use super::round::{Gram, Rounded, quantized_rows, round_with_feedback};
 use super::smooth::smooth;
-use super::{fidelity, pca};
 use crate::data::augment::Planes;
+use crate::pca::PrincipalComponents;
 
 /// Rows of activations that smoothing is chosen on.
 const SAMPLED_ROWS: usize = 2048;
@@ -52,7 +53,7 @@ pub(super) struct Quantized {
     blocks: Vec<[Rounded; 4]>,
     /// Mean cosine of patch tokens after each block, on the photos measured on.
     pub(super) block_cosines: Vec<f64>,
-    pca: (Array1<f32>, Array2<f32>),
+    pca: PrincipalComponents,
 }
 
 /// Smooths and rounds a network block by block; `vit` keeps its features.
@@ -119,7 +120,8 @@ pub(super) fn quantize(
         progress(index + 1, depth);
     }
     let features: Vec<_> = exact.into_iter().take(calibration.len()).map(|x| vit.finish(x)).collect();
-    let pca = pca::principal_components(&features, patches, super::PCA_COMPONENTS);
+    let views: Vec<_> = features.iter().map(|image| image.slice(ndarray::s![..patches, ..])).collect();
+    let pca = PrincipalComponents::of(&views, super::PCA_COMPONENTS);
     Quantized { patch, blocks, block_cosines, pca }
 }
 
@@ -156,8 +158,8 @@ impl Quantized {
             ("norm", part) => {
                 vit.norm.as_ref().map_or(TensorData::F32(Vec::new()), |found| norm(found, part))
             }
-            ("pca", "mean") => list(&self.pca.0),
-            ("pca", _) => floats(&self.pca.1),
+            ("pca", "mean") => list(&self.pca.mean),
+            ("pca", _) => floats(&self.pca.directions),
             _ => TensorData::F32(self.block_cosines.iter().map(|cosine| *cosine as f32).collect()),
         }
     }

@@ -9,7 +9,7 @@ const FLAT_LOSS: f64 = 1e-3;
 /// Share of ln K: a teacher entropy above `1 - UNIFORM` of it is uniform, below `UNIFORM` of it is a single prototype.
 const UNIFORM: f64 = 1e-3;
 /// Features whose standard deviation is below this share of 1/√D are (nearly) all the same.
-const DEAD_SPREAD: f64 = 0.1;
+pub(crate) const DEAD_SPREAD: f64 = 0.1;
 
 /// Which of the two objectives a sign was seen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +139,8 @@ impl CollapseGuard {
     }
 }
 
-fn signs(vitals: &Vitals) -> Vec<Sign> {
+/// The signs that the figures show.
+pub(crate) fn signs(vitals: &Vitals) -> Vec<Sign> {
     let mut signs = Vec::new();
     let terms = [(Term::Image, Some(vitals.image)), (Term::Patch, vitals.patch)];
     for (term, figures) in

@@ -22,8 +22,8 @@ const LAST_STD: f64 = 0.01;
 /// Every size of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FpnSizes {
-    /// Width D of the features.
-    pub dim: usize,
+    /// Width D of the features of each level.
+    pub dims: [usize; LEVELS],
     /// Channels of the pyramid.
     pub neck: usize,
     /// Channels of the branches.
@@ -73,7 +73,7 @@ impl FpnHead {
     /// # Errors
     /// If the device has no room.
     pub fn new(sizes: FpnSizes, seed: u64, device: &Device, ops: Ops) -> Result<Self> {
-        let FpnSizes { dim, neck, channels, classes } = sizes;
+        let FpnSizes { dims, neck, channels, classes } = sizes;
         let mut tensors = Vec::new();
         let mut add = |name: String, shape: &[usize], draw: &dyn Fn(&mut Stream) -> f64| -> Result<()> {
             let mut stream = Stream::new(seed, Purpose::Init, &[xxhash_rust::xxh3::xxh3_64(name.as_bytes())]);
@@ -84,7 +84,7 @@ impl FpnHead {
         };
         let uniform = |bound: f64| move |stream: &mut Stream| stream.range(-bound, bound);
         let normal = |std: f64| move |stream: &mut Stream| std * stream.normal();
-        for level in 0..LEVELS {
+        for (level, dim) in dims.into_iter().enumerate() {
             let lateral = format!("neck.lateral_convs.{level}.conv");
             add(
                 format!("{lateral}.weight"),
@@ -210,11 +210,11 @@ impl FpnHead {
         let mut sum: Option<Tensor> = None;
         for (branch, lateral) in laterals.iter().enumerate() {
             let [weight, bias] = self.pair(&format!("neck.fpn_convs.{branch}.conv"))?;
-            let mut x = self.ops.convolution(lateral, &weight)?.broadcast_add(&bias)?;
+            let mut x = self.ops.convolution_3x3(lateral, &weight)?.broadcast_add(&bias)?;
             for step in 0..BRANCH[branch] {
                 let name = layer(branch, step);
                 let weight = self.parameters.get(&format!("{name}.conv.weight"))?;
-                x = activate(self, &name, &self.ops.convolution(&x, &weight)?)?;
+                x = activate(self, &name, &self.ops.convolution_3x3(&x, &weight)?)?;
                 if branch == 0 {
                     continue;
                 }

@@ -48,7 +48,7 @@ impl SegmentModel {
             HeadKind::Linear => Head::Linear(LinearHead::new(encoder.dim(), classes, config.seed, &device)?),
             HeadKind::Fpn => {
                 let sizes = FpnSizes {
-                    dim: encoder.dim(),
+                    dims: head_fpn::blocks(encoder.depth()).map(|block| encoder.block_dim(block)),
                     neck: config.neck_channels,
                     channels: config.head_channels,
                     classes,
@@ -106,8 +106,7 @@ impl SegmentModel {
                 self.encoder.block_outputs_dropping(images, &blocks, draws.as_deref())?
             }
         };
-        let dim = self.encoder.dim();
-        let maps = maps.into_iter().map(|map| map.reshape((batch, rows, columns, dim)));
+        let maps = maps.into_iter().map(|map| map.reshape((batch, rows, columns, ())));
         Ok(Features { maps: maps.collect::<Result<_>>()? })
     }
 

@@ -30,7 +30,7 @@ fn assert_close(what: &str, found: &Tensor, expected: &Tensor) {
 
 /// The head of the fixture.
 fn head(fixture: &HashMap<String, Tensor>, ops: Ops) -> FpnHead {
-    let sizes = FpnSizes { dim: 6, neck: 5, channels: 4, classes: 3 };
+    let sizes = FpnSizes { dims: [6; 4], neck: 5, channels: 4, classes: 3 };
     let mut head = FpnHead::new(sizes, 0, &Device::Cpu, ops).unwrap();
     let stored: Vec<&str> = fixture.keys().filter_map(|name| name.strip_prefix("state.")).collect();
     let own = head.parameters().iter().count() + head.buffers().unwrap().len();
@@ -159,7 +159,7 @@ fn blocks_are_spread_over_any_depth() {
 
 #[test]
 fn dropped_channels_keep_their_mean() {
-    let sizes = FpnSizes { dim: 2, neck: 2, channels: 64, classes: 2 };
+    let sizes = FpnSizes { dims: [2; 4], neck: 2, channels: 64, classes: 2 };
     let head = FpnHead::new(sizes, 0, &Device::Cpu, Ops::fused()).unwrap();
     let keep = values(&head.dropout(100, 0.1, 3, 7).unwrap());
     let kept = keep.iter().filter(|&&factor| factor > 0.0).count() as f32 / 6400.0;
