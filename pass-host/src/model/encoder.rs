@@ -192,13 +192,14 @@ impl Encoder {
         device: &Device,
     ) -> Result<Self> {
         let ops = Ops::fused();
-        let body = Body::Vit(VitBody {
+        let body = VitBody {
             backbone: Vit::new(parameters, "backbone", architecture, ops)?,
             aggregation: Some(AggregationHead::new(parameters, "ca_head", architecture.heads, ops)?),
             norm: None,
             architecture: architecture.clone(),
             ops,
-        });
+        };
+        let body = Body::Vit(Box::new(body));
         let (parameters, device) = (parameters.clone(), device.clone());
         Ok(Self { body, normalization, parameters, description: "the network in training".into(), device })
     }
