@@ -65,9 +65,9 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
+            Command::Eval(command) => command.compute(),
             Command::Viz(command) => command.compute(),
             Command::Report(args) => &args.compute,
-            Command::Eval(command) => return command.threads(),
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,

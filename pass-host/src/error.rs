@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::device::DeviceError;
 use crate::evaluate::EvaluateError;
 use crate::evaluate::segment::SegmentError;
+use crate::evaluate::vos::VosError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
@@ -50,6 +51,9 @@ pub enum Error {
     /// Features judged.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
+    /// Video object segmentation.
+    #[error(transparent)]
+    Vos(#[from] VosError),
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -88,6 +92,7 @@ impl Error {
             Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
             Self::Evaluate(error) => error.hint(),
+            Self::Vos(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),

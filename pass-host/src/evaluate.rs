@@ -1,15 +1,16 @@
-//! What trained features are worth: one protocol a module.
+//! What features are worth, on any weights that [`Encoder`](crate::model::encoder::Encoder) opens: one protocol a module.
 //!
 //! | module | job |
 //! |---|---|
+//! | [`vos`] | video object segmentation by label propagation (DAVIS 2017) |
+//! | [`segment`] | a head trained on the features: linear, or Semantic FPN |
+//! | [`retrieval`] | scenes parsed by the labels of the nearest patches |
+//! | [`knn`] | weighted k-nearest-neighbor classification |
+//! | [`linear`] | linear classification of frozen features |
 //! | [`class_folders`] | folders of classes: which image belongs to which class |
 //! | [`image_features`] | one feature vector an image |
 //! | [`neighbors`] | the most similar rows of a bank, exactly |
-//! | [`knn`] | weighted k-nearest-neighbor classification |
-//! | [`linear`] | linear classification of frozen features |
-//! | [`retrieval`] | scenes parsed by the labels of the nearest patches |
-//! | [`segment`] | scenes parsed by a head that is trained |
-//! | [`error`] | what can go wrong with the first five |
+//! | [`error`] | what can go wrong |
 
 pub mod class_folders;
 pub mod error;
@@ -19,5 +20,6 @@ pub mod linear;
 pub mod neighbors;
 pub mod retrieval;
 pub mod segment;
+pub mod vos;
 
 pub use error::EvaluateError;

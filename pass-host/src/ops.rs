@@ -34,7 +34,7 @@ mod convolution_3x3;
 mod cross_entropy;
 mod gather_mean;
 mod head;
-mod lanes;
+pub(crate) mod lanes;
 mod layer_norm;
 mod linear;
 mod neighbor_attention;

@@ -10,7 +10,7 @@ use crate::config::run::Network;
 use crate::error::Error;
 use crate::import::{ImportSettings, Imported, Origin, Sizes};
 
-/// Turn weights of others into one safetensors file that every command here takes.
+/// Turn weights of others into one safetensors file, checked to be whole.
 ///
 /// Vision Transformers get timm's names, SelfPatch this project's own, ResNet-50 torchvision's. Files are only read:
 /// nothing in a .pth file is ever run. Every tensor of the backbone must be there, and no other.

@@ -210,8 +210,8 @@ fn layers(args: &TrainArgs) -> Layers {
         ("--batch", "optim.batch", args.batch),
         ("--accumulate", "optim.accumulate", args.accumulate),
         ("--seed", "seed", args.seed),
-        ("--eval-every", "probe.every_steps", args.eval_every),
         ("--report-every", "log.report_every_steps", args.report_every),
+        ("--eval-every", "probe.every_steps", args.eval_every),
     ];
     flags.extend(numbers.into_iter().filter_map(|(flag, key, n)| Some((flag, key, Value::Integer(n?)))));
     let words = [

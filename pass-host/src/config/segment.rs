@@ -57,7 +57,7 @@ pub struct SegmentConfig {
     pub flip: f64,
     /// Whether brightness, contrast, saturation and hue change.
     pub photometric: bool,
-    /// Stochastic depth of the last block while the backbone learns.
+    /// Stochastic depth of the last block while the backbone learns below an FPN.
     pub drop_path: f64,
     /// Probability that a channel is dropped before the last layer of the FPN head.
     pub dropout: f64,

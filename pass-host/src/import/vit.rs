@@ -42,7 +42,8 @@ pub(super) fn read(
     let origin = settings.from;
     let found = selected.entries.len();
     let Selected { entries, prefix, left_out } = selected;
-    let whole = origin.family() == Family::SelfPatch && entries.keys().any(|name| !is_backbone(name));
+    let own = |name: &String| name.starts_with("backbone.") || name.starts_with("ca_head.");
+    let whole = origin.family() == Family::SelfPatch && entries.keys().any(own);
     let mut reader = Reader { file, entries, prefix, tensors: Vec::new() };
     let start = if whole { "backbone." } else { "" };
     let mut backbone = reader.sizes(start, origin)?;
@@ -90,11 +91,6 @@ pub(super) fn read(
         (metadata, super::usage(&backbone))
     };
     Ok(Weights { backbone: Sizes::Vit(backbone), tensors, used, found, left_out, notes, metadata, usage })
-}
-
-/// Whether a tensor without prefix is one of a plain backbone.
-fn is_backbone(name: &str) -> bool {
-    name == POSITIONS || name.starts_with("patch_embed.") || name.starts_with("blocks.")
 }
 
 impl Reader<'_> {

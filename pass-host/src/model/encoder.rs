@@ -85,7 +85,7 @@ pub struct Encoder {
 }
 
 enum Body {
-    Vit(VitBody),
+    Vit(Box<VitBody>),
     ResNet { network: ResNet, sizes: ResNetSizes, layer: ResNetLayer },
 }
 
@@ -160,7 +160,7 @@ impl Encoder {
         let description = format!(
             "ViT {dim} wide, {depth} blocks, {heads} heads, patches of {patch_size}, trained on {grid}x{grid}, {values}"
         );
-        let body = Body::Vit(VitBody { backbone, aggregation, norm, architecture, ops });
+        let body = Body::Vit(Box::new(VitBody { backbone, aggregation, norm, architecture, ops }));
         Ok(Self { body, normalization, parameters, description, device: device.clone() })
     }
 
@@ -199,13 +199,9 @@ impl Encoder {
             architecture: architecture.clone(),
             ops,
         };
-        Ok(Self {
-            body: Body::Vit(body),
-            normalization,
-            parameters: parameters.clone(),
-            description: "the network in training".into(),
-            device: device.clone(),
-        })
+        let body = Body::Vit(Box::new(body));
+        let (parameters, device) = (parameters.clone(), device.clone());
+        Ok(Self { body, normalization, parameters, description: "the network in training".into(), device })
     }
 
     /// One line for people.

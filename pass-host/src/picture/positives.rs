@@ -12,6 +12,7 @@ use super::top_patches::asked;
 use super::view::{Layout, Photo, View};
 use super::{Model, PictureError, common_patch};
 use crate::config::{Border, PatchObjective, Window};
+use crate::model::CLASS_ATTENTION_BLOCKS as BLOCKS;
 use crate::model::aggregation::AggregationHead;
 use crate::objective::matching::{self, Matching};
 
@@ -43,8 +44,8 @@ struct Neighbor {
     patch: usize,
     /// Cosine similarity to the query.
     similarity: f32,
-    /// Weight in the aggregate in each of the two blocks, if it is a positive.
-    weights: Option<[f32; 2]>,
+    /// Weight in the aggregate in each block, if it is a positive.
+    weights: Option<[f32; BLOCKS]>,
 }
 
 /// Everything around one query.
@@ -52,12 +53,12 @@ struct Neighborhood {
     query: usize,
     /// `[window, window]`, row by row; the query in the middle and what lies beyond a clipped edge are empty.
     tiles: Vec<Option<Neighbor>>,
-    /// Weight of the token itself in each of the two blocks.
-    own: [f32; 2],
+    /// Weight of the token itself in each block.
+    own: [f32; BLOCKS],
 }
 
 /// Rows are images and queries; columns the image and then, for each of the weights, the neighborhood with the weights of
-/// both blocks.
+/// every block.
 ///
 /// # Errors
 /// [`PictureError`]; [`PictureError::NoAggregation`] for weights without an aggregation head.
@@ -87,7 +88,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
                     place.patch(found.grid),
                     request,
                 )?;
-                for block in 0..2 {
+                for block in 0..BLOCKS {
                     let picture = drawn(&view, found.grid, &around, block, request.window, color);
                     let caption = format!("the token itself {:.0} %", 100.0 * around.own[block]);
                     panels.push(Panel { picture, caption });
@@ -99,7 +100,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
         }
     }
     let names =
-        models.iter().flat_map(|model| [1, 2].map(|block| format!("{} · block {block}", model.label)));
+        models.iter().flat_map(|model| (1..=BLOCKS).map(|block| format!("{} · block {block}", model.label)));
     Ok(Sheet {
         title: "The positives of a patch".into(),
         columns: [String::from("image")].into_iter().chain(names).collect(),
@@ -149,7 +150,7 @@ fn neighborhood(
     let chosen = positives.of(0, query);
     let head = head_of(model)?;
     let index = Tensor::new(chosen, features.device())?;
-    let mut weights = [vec![], vec![]];
+    let mut weights = [const { Vec::new() }; BLOCKS];
     for (kept, block) in weights.iter_mut().zip(head.attention_weights(&features.index_select(&index, 1)?)?) {
         let mean = block.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.mean(1)?; // [1, 1, 1 + k]
         *kept = mean.flatten_all()?.to_vec1::<f32>()?;
@@ -165,14 +166,14 @@ fn neighborhood(
     let neighbor = |patch: u32| {
         let place = candidates.iter().position(|candidate| *candidate == patch)?;
         let rank = chosen.iter().position(|positive| *positive == patch);
-        let weights = rank.map(|rank| [0, 1].map(|block| weights[block][1 + rank]));
+        let weights = rank.map(|rank| std::array::from_fn(|block| weights[block][1 + rank]));
         Some(Neighbor { patch: patch as usize, similarity: similarities[place], weights })
     };
     let tiles = offsets(query, grid, request.window, request.border);
     Ok(Neighborhood {
         query,
         tiles: tiles.into_iter().map(|patch| patch.and_then(neighbor)).collect(),
-        own: [0, 1].map(|block| weights[block].first().copied().unwrap_or(0.0)),
+        own: std::array::from_fn(|block| weights[block].first().copied().unwrap_or(0.0)),
     })
 }
 
