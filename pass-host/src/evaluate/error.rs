@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::segment::SegmentError;
 use crate::model::weights::WeightsError;
 
 /// Why features could not be judged.
@@ -104,66 +105,9 @@ pub enum EvaluateError {
     /// A learning rate at which every classifier diverged.
     #[error("every learning rate diverged")]
     Diverged,
-    /// The list of classes.
-    #[error("`{}`: {reason}", path.display())]
-    Classes {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A split without images.
-    #[error("`{}` holds no image", path.display())]
-    NoImages {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// An image that cannot be used.
-    #[error("image `{}`: {reason}", path.display())]
-    Image {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// An image without mask.
-    #[error("image `{}` has no mask: expected `{}`", image.display(), mask.display())]
-    NoMask {
-        /// The image.
-        image: PathBuf,
-        /// Where its mask should be.
-        mask: PathBuf,
-    },
-    /// A mask that cannot be read.
-    #[error("mask `{}`: {reason}", path.display())]
-    Mask {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// A mask of another size than its image.
-    #[error("mask `{}`: expected {}x{} pixels as its image, found {}x{}", path.display(), image.0, image.1, mask.0, mask.1)]
-    MaskSize {
-        /// The mask.
-        path: PathBuf,
-        /// Width and height of the image.
-        image: (u32, u32),
-        /// Width and height of the mask.
-        mask: (u32, u32),
-    },
-    /// A label that is no class.
-    #[error("mask `{}`: expected labels below {classes} or {ignore} (unlabelled), found {label}", path.display())]
-    Label {
-        /// The mask.
-        path: PathBuf,
-        /// Number of classes.
-        classes: usize,
-        /// The label of pixels that do not count.
-        ignore: u8,
-        /// The label.
-        label: u8,
-    },
+    /// Images and masks.
+    #[error(transparent)]
+    Pictures(#[from] SegmentError),
     /// Masks without a labelled pixel.
     #[error("`{}`: no mask has a labelled pixel", path.display())]
     Unlabelled {
@@ -180,6 +124,7 @@ impl EvaluateError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Weights(error) => return error.hint(),
+            Self::Pictures(error) => return error.hint(),
             Self::NotAFolder { .. } => "check the spelling; relative paths start at the current folder".into(),
             Self::NoClasses { .. } => {
                 "images lie in one folder a class, the folder is the name: DIR/train/cat/1.jpg, DIR/val/cat/2.jpg".into()
@@ -191,18 +136,6 @@ impl EvaluateError {
             Self::NotFinite { .. } => "the weights are damaged, or the run that wrote them diverged".into(),
             Self::TooFewToHoldOut { .. } => "the learning rate is chosen on held-out images of each class; add images".into(),
             Self::Diverged => "give lower ones with `--lrs`, or use `--standardize`".into(),
-            Self::Classes { .. } => {
-                "`classes.txt` has one line `NUMBER NAME` a class; `dataset.json` has `classes` and `ignore_index`".into()
-            }
-            Self::NoImages { .. } | Self::NoMask { .. } => {
-                "expected layout: images/{train,val}/NAME.jpg with labels/{train,val}/NAME.png".into()
-            }
-            Self::Image { .. } => "repair the image, or remove it together with its mask".into(),
-            Self::Mask { .. } => {
-                "a mask is a complete PNG whose palette index or gray value, at most 8 bits, is the class".into()
-            }
-            Self::MaskSize { .. } => "save the mask at the size of its image, without interpolation".into(),
-            Self::Label { .. } => "correct the list of classes, or the label of unlabelled pixels (`--ignore`)".into(),
             Self::Read { .. }
             | Self::ClassLost { .. }
             | Self::AllBad { .. }

@@ -3,18 +3,14 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | [`masks`] | images and masks |
 //! | [`bank`] | features of labelled patches, a balanced choice of them |
 //! | [`read_out`](mod@read_out) | cross-attention over the nearest, labels for pixels |
-//! | [`confusion`] | mean intersection over union |
 //!
 //! Deviations from the reference: no augmented copies of the training images; pixels without label are left out instead
 //! of counting as class 0; masks keep their own size, and the prediction is enlarged to it; the nearest neighbors are
 //! exact.
 
 pub mod bank;
-pub mod confusion;
-pub mod masks;
 pub mod read_out;
 
 use candle_core::Tensor;
@@ -24,11 +20,12 @@ use serde::Serialize;
 
 use super::EvaluateError;
 use super::image_features::normalize_rows;
+use super::segment::dataset::{Dataset, Picture, Sample};
+use super::segment::metrics::{Confusion, Scores};
 use crate::data::augment::Augmenter;
 use crate::model::encoder::Encoder;
+use crate::ops::IGNORED;
 use bank::{Bank, choose, patch_shares, uniform};
-use confusion::{Confusion, Scores};
-use masks::{Dataset, IGNORED, Picture, Sample};
 use read_out::{enlarge, read_out};
 
 /// How scenes are parsed.
@@ -245,7 +242,7 @@ impl<'a> Parser<'a> {
     /// # Errors
     /// [`EvaluateError::Unlabelled`] if none of them has a labelled pixel.
     pub fn report(self) -> Result<RetrievalReport, EvaluateError> {
-        let scores = self.confusion.scores(&self.data.classes);
+        let scores = self.confusion.scores(&self.data.classes.names);
         if scores.mean_iou.is_none() {
             return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }

@@ -17,8 +17,8 @@ use crate::evaluate::image_features::{
     ImageToken, Views, check_classes, load, normalize_rows, show, vectors,
 };
 use crate::evaluate::knn::{self, USUAL_TEMPERATURE};
-use crate::evaluate::retrieval::masks::{Dataset, Sample};
 use crate::evaluate::retrieval::{Parser, RetrievalSettings, Scene};
+use crate::evaluate::segment::dataset::{Dataset, DatasetOptions, Sample};
 use crate::model::encoder::Encoder;
 use crate::model::{Architecture, Network};
 
@@ -80,7 +80,7 @@ impl Probe {
                 Task::Knn { classes: sets.classes.len(), k: probe.k, train, val }
             }
             ProbeKind::Retrieval => {
-                let data = Dataset::open(folder, None)?.limited(probe.images);
+                let data = Dataset::open(folder, &DatasetOptions::default())?.limited(probe.images);
                 let load = |samples: &[Sample]| -> Result<Vec<Scene>, EvaluateError> {
                     let stride = config.model.patch_size;
                     let load = |sample| Scene::load(&data, sample, Some((size, size)), stride, normalization);

@@ -7,8 +7,8 @@ use clap::Args;
 use super::super::output;
 use super::encoder_args::{EncoderArgs, above_zero, at_least_one, percent};
 use crate::error::Error;
-use crate::evaluate::retrieval::masks::Dataset;
 use crate::evaluate::retrieval::{self, RetrievalReport, RetrievalSettings};
+use crate::evaluate::segment::dataset::{Dataset, DatasetOptions};
 
 /// Parse scenes by the labels of the nearest training patches (dense retrieval); nothing is trained.
 #[derive(Debug, Args)]
@@ -69,7 +69,8 @@ pub(super) fn run(args: RetrievalArgs) -> Result<u8, Error> {
         seed: args.seed,
         batch: args.images_per_pass,
     };
-    let data = Dataset::open(&args.data, args.ignore)?;
+    let data =
+        Dataset::open(&args.data, &DatasetOptions { ignore: args.ignore, ..DatasetOptions::default() })?;
     let encoder = args.encoder.open()?;
     let progress = output::bar();
     let report = retrieval::run(&encoder, &data, &settings, &mut |done, all| {
@@ -86,9 +87,11 @@ fn table(report: &RetrievalReport) -> String {
         "{} of {} patches of {} training images in memory, {} images judged\n",
         report.memory, report.train_patches, report.train_images, report.val_images
     );
-    let width = report.scores.iou.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-    for (name, iou) in &report.scores.iou {
-        let iou = iou.map_or_else(|| "absent".into(), percent);
+    let classes = &report.scores.classes;
+    let width = classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
+    for class in classes {
+        let name = &class.name;
+        let iou = class.iou.map_or_else(|| "absent".into(), percent);
         text += &format!("  {name:<width$}  {iou:>9}\n");
     }
     let score = |value: Option<f64>| value.map_or_else(|| "none".into(), percent);

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2};
 
-use super::masks::IGNORED;
+use crate::ops::IGNORED;
 use crate::random::{Purpose, Stream};
 
 /// Labelled patch features.
