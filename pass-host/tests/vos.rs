@@ -147,7 +147,8 @@ fn weights(folder: &Path) -> PathBuf {
     let mut tensors = HashMap::new();
     let mut put = |name: &str, shape: &[usize], scale: f64| {
         let count: usize = shape.iter().product();
-        let value = |i: usize| (scale * ((i as f64 * 12.9898 + name.len() as f64).sin() * 43_758.545).fract()) as f32;
+        let value =
+            |i: usize| (scale * ((i as f64 * 12.9898 + name.len() as f64).sin() * 43_758.545).fract()) as f32;
         let values: Vec<f32> = (0..count).map(value).collect();
         tensors.insert(name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
     };
@@ -156,7 +157,8 @@ fn weights(folder: &Path) -> PathBuf {
     put("pos_embed", &[1, 1 + 16, dim], 0.02);
     put("cls_token", &[1, 1, dim], 0.1);
     for block in 0..2 {
-        let layers = [("attn.qkv", 3 * dim, dim), ("attn.proj", dim, dim), ("mlp.fc1", 48, dim), ("mlp.fc2", dim, 48)];
+        let layers =
+            [("attn.qkv", 3 * dim, dim), ("attn.proj", dim, dim), ("mlp.fc1", 48, dim), ("mlp.fc2", dim, 48)];
         for (layer, outputs, inputs) in layers {
             put(&format!("blocks.{block}.{layer}.weight"), &[outputs, inputs], 0.1);
             put(&format!("blocks.{block}.{layer}.bias"), &[outputs], 0.01);
@@ -188,10 +190,12 @@ fn propagation(weights: &Path) -> PropagationSettings {
 #[test]
 fn masks_of_a_network_and_the_files_it_leaves_score_alike() {
     let data = DataSet::new();
-    let settings = PropagationSettings { out: Some(data.predictions()), ..propagation(&weights(data.path())) };
+    let settings =
+        PropagationSettings { out: Some(data.predictions()), ..propagation(&weights(data.path())) };
     let steps = std::sync::atomic::AtomicUsize::new(0);
     let overlay = data.path().join("pictures");
-    let all = VosSettings { overlay: Some(overlay.clone()), ..data.settings(Judged::Weights(settings.clone())) };
+    let all =
+        VosSettings { overlay: Some(overlay.clone()), ..data.settings(Judged::Weights(settings.clone())) };
     let found = run(&all, |progress| {
         steps.fetch_max(progress.done, std::sync::atomic::Ordering::Relaxed);
         assert_eq!((progress.sequence, progress.all), ("moving", FRAMES));
@@ -206,7 +210,7 @@ fn masks_of_a_network_and_the_files_it_leaves_score_alike() {
     assert!(overlay.join("moving.png").is_file() && overlay.join("moving.gif").is_file());
 
     let typo = data.propagate(PropagationSettings { std_typo: true, out: None, ..settings.clone() }).unwrap();
-    assert_ne!((typo.J_mean, typo.F_mean), (f64::NAN, f64::NAN));
+    assert!((typo.J_mean - found.J_mean).abs() < 0.1, "{} {}", typo.J_mean, found.J_mean);
     let wide = Rule { radius: 0, top_k: 10_000, ..settings.rule };
     let everything = data.propagate(PropagationSettings { rule: wide, out: None, ..settings }).unwrap();
     assert!(everything.J_mean < found.J_mean, "votes of all patches tell nothing");
@@ -256,7 +260,8 @@ fn by_definition(truth: &LabelImage, found: &LabelImage, object: u8) -> (f64, f6
         (true, true) => 1.0,
         (true, false) | (false, true) => 0.0,
         (false, false) => {
-            let (precision, recall) = (count(&|i| b[i] && wide_a[i]) / n_found, count(&|i| a[i] && wide_b[i]) / n_truth);
+            let (precision, recall) =
+                (count(&|i| b[i] && wide_a[i]) / n_found, count(&|i| a[i] && wide_b[i]) / n_truth);
             if precision + recall == 0.0 { 0.0 } else { 2.0 * precision * recall / (precision + recall) }
         }
     };
@@ -444,12 +449,16 @@ fn weights_and_sizes_that_cannot_work_are_named() {
     fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
     fails(propagation(&cut), "cut.safetensors");
     let other = data.path().join("other.safetensors");
-    let tensors = HashMap::from([("layer1.weight", Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).unwrap())]);
+    let tensors =
+        HashMap::from([("layer1.weight", Tensor::zeros(4, candle_core::DType::F32, &Device::Cpu).unwrap())]);
     candle_core::safetensors::save(&tensors, &other).unwrap();
     fails(propagation(&other), "other.safetensors");
     fails(PropagationSettings { short_side: 7, ..propagation(&good) }, "patches of 8 with a short side of 7");
     let own = data.path().join("Annotations/480p");
-    fails(PropagationSettings { out: Some(own), ..propagation(&good) }, "would replace files of the data set");
+    fails(
+        PropagationSettings { out: Some(own), ..propagation(&good) },
+        "would replace files of the data set",
+    );
     assert_eq!(LabelImage::read(&data.annotation(0)).unwrap(), truth(0));
 }
 

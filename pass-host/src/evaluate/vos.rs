@@ -127,11 +127,11 @@ pub fn run(settings: &VosSettings, progress: impl Fn(Progress<'_>) + Sync) -> Re
             Ok(VosReport::new(format!("masks in {}", folder.display()), scores))
         }
         Judged::Weights(propagation) => {
-            let encoder =
-                Encoder::open(&propagation.weights, &propagation.options, &propagation.device)?;
+            let encoder = Encoder::open(&propagation.weights, &propagation.options, &propagation.device)?;
             let start = Instant::now();
             let scores = propagate_and_score(&sequences, settings, &encoder, propagation, step)?;
-            let mut report = VosReport::new(format!("{}: {}", propagation.weights, encoder.description()), scores);
+            let mut report =
+                VosReport::new(format!("{}: {}", propagation.weights, encoder.description()), scores);
             report.frames_per_s = Some(all as f64 / start.elapsed().as_secs_f64());
             Ok(report)
         }
@@ -155,7 +155,7 @@ fn score_predictions(
     sequences.iter().map(score).collect()
 }
 
-/// Pictures of ready masks; of frames without one, as the first and the last may be, the true mask is shown.
+/// Pictures of ready masks behind the given first one; the last frame, which is not scored, may have none.
 fn film_predictions(
     sequence: &Sequence,
     folder: &Path,
@@ -165,9 +165,13 @@ fn film_predictions(
     let mut film = Film::start(overlay, &sequence.name, sequence.frames.len())?;
     for (index, frame) in sequence.frames.iter().enumerate() {
         let ready = folder.join(format!("{}.png", frame.name));
-        let path = if ready.is_file() { &ready } else { &frame.annotation };
-        let (image, mask) = (follow::read_frame(frame)?, LabelImage::read(path)?);
+        let path = if index == 0 { &frame.annotation } else { &ready };
+        let image = follow::read_frame(frame)?;
         let size = (image.height as usize, image.width as usize);
+        let mask = match path.is_file() {
+            true => LabelImage::read(path)?,
+            false => LabelImage { size, labels: vec![0; size.0 * size.1] },
+        };
         if size != mask.size {
             let (path, other) = (path.clone(), frame.image.clone());
             return Err(VosError::Size { path, size: mask.size, other, other_size: size });
@@ -236,8 +240,11 @@ fn output_folder(folder: &Path, data: &Path) -> Result<PathBuf, VosError> {
         (Ok(folder), Ok(own)) => folder.starts_with(own),
         _ => false,
     };
-    fs::create_dir_all(folder)
-        .map_err(|source| CheckpointError::Io { action: "create", path: folder.to_owned(), source })?;
+    fs::create_dir_all(folder).map_err(|source| CheckpointError::Io {
+        action: "create",
+        path: folder.to_owned(),
+        source,
+    })?;
     match inside("Annotations") || inside("JPEGImages") {
         true => Err(VosError::Overwrites { path: folder.to_owned() }),
         false => Ok(folder.to_owned()),

@@ -125,11 +125,12 @@ pub(super) fn run(args: VosArgs) -> Result<u8, Error> {
         None => Selection::Listed { year: args.year, split: args.split },
     };
     let bar = output::steps_bar();
-    let report = vos::run(&VosSettings { data: args.data, selection, judged, overlay: args.overlay }, |progress| {
-        bar.set_message(format!("frames, {}", progress.sequence));
-        bar.set_length(progress.all as u64);
-        bar.set_position(progress.done as u64);
-    })?;
+    let report =
+        vos::run(&VosSettings { data: args.data, selection, judged, overlay: args.overlay }, |progress| {
+            bar.set_message(format!("frames, {}", progress.sequence));
+            bar.set_length(progress.all as u64);
+            bar.set_position(progress.done as u64);
+        })?;
     bar.finish_and_clear();
     write_report(&report, args.json.as_deref(), args.csv.as_deref())?;
     Ok(0)

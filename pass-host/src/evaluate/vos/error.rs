@@ -200,11 +200,13 @@ impl VosError {
             }
             Self::Mask { source, .. } => return source.hint(),
             Self::Size { .. } => {
-                "masks are compared pixel by pixel: write them in the size of the frame (nearest neighbor)".into()
+                "masks are compared pixel by pixel: write them in the size of the frame (nearest neighbor)"
+                    .into()
             }
             Self::NoObject { .. } => "index 0 is background, 255 void, every other index an object".into(),
             Self::UnknownLabel { .. } => {
-                "index 0 is background, 255 (true masks only) void, objects are those of the first mask".into()
+                "index 0 is background, 255 (true masks only) void, objects are those of the first mask"
+                    .into()
             }
             Self::Preparation { .. } => "choose another `--resolution`, at least one patch".into(),
             Self::Overwrites { .. } => "write to a folder outside of the data set".into(),

@@ -235,14 +235,10 @@ mod tests {
 
     #[test]
     fn colors_are_those_of_the_published_palette() {
-        assert_eq!([0, 1, 9, 21, 22, 255].map(color), [
-            [0, 0, 0],
-            [128, 0, 0],
-            [191, 0, 0],
-            [128, 64, 128],
-            [22; 3],
-            [255; 3]
-        ]);
+        assert_eq!(
+            [0, 1, 9, 21, 22, 255].map(color),
+            [[0, 0, 0], [128, 0, 0], [191, 0, 0], [128, 64, 128], [22; 3], [255; 3]]
+        );
         let mask = LabelImage { size: (1, 3), labels: vec![0, 255, 2] };
         assert_eq!(mask.largest(), 2);
     }

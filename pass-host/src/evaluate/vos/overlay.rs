@@ -58,13 +58,23 @@ impl Film {
     /// # Errors
     /// [`VosError::Write`] and [`VosError::Encode`].
     pub(super) fn start(folder: &Path, name: &str, frames: usize) -> Result<Self, VosError> {
-        fs::create_dir_all(folder)
-            .map_err(|source| CheckpointError::Io { action: "create", path: folder.to_owned(), source })?;
+        fs::create_dir_all(folder).map_err(|source| CheckpointError::Io {
+            action: "create",
+            path: folder.to_owned(),
+            source,
+        })?;
         let encoded = Bytes::default();
         let mut gif = GifEncoder::new_with_speed(encoded.clone(), GIF_SPEED);
         let path = || folder.join(format!("{name}.gif"));
         gif.set_repeat(Repeat::Infinite).map_err(|source| VosError::Encode { path: path(), source })?;
-        Ok(Self { folder: folder.to_owned(), name: name.to_owned(), frames, panels: Vec::new(), gif, encoded })
+        Ok(Self {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            frames,
+            panels: Vec::new(),
+            gif,
+            encoded,
+        })
     }
 
     /// The next frame.
@@ -161,7 +171,8 @@ mod tests {
 
     #[test]
     fn moments_begin_and_end_with_the_sequence() {
-        let moments = |frames: usize| (0..frames).filter(|index| is_moment(*index, frames)).collect::<Vec<_>>();
+        let moments =
+            |frames: usize| (0..frames).filter(|index| is_moment(*index, frames)).collect::<Vec<_>>();
         assert_eq!(moments(50), [0, 12, 25, 37, 49]);
         assert_eq!(moments(5), [0, 1, 2, 3, 4]);
         assert_eq!(moments(3), [0, 1, 2]);
@@ -195,7 +206,8 @@ mod tests {
         let strip = crate::data::decode::decode_rgb(&bytes("dog.png"), 9.0).unwrap();
         assert!(strip.width as usize > MOMENTS * PANEL_WIDTH as usize && strip.height > 160);
         let gif = bytes("dog.gif");
-        let frames = GifDecoder::new(std::io::Cursor::new(&gif)).unwrap().into_frames().collect_frames().unwrap();
+        let frames =
+            GifDecoder::new(std::io::Cursor::new(&gif)).unwrap().into_frames().collect_frames().unwrap();
         assert_eq!(frames.len(), 7);
         assert_eq!(frames[0].buffer().dimensions(), (GIF_WIDTH, 213));
     }

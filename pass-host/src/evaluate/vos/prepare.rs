@@ -85,7 +85,11 @@ mod tests {
             (usize::MAX, 14, (480, 854), None),
         ];
         for (short_side, stride, size, expected) in cases {
-            assert_eq!(preparation(short_side, stride).size(size), expected, "{short_side} {stride} {size:?}");
+            assert_eq!(
+                preparation(short_side, stride).size(size),
+                expected,
+                "{short_side} {stride} {size:?}"
+            );
         }
     }
 

@@ -104,7 +104,9 @@ impl Propagation {
                 matrix(source, columns, dim).t(),
                 Threads::One,
             );
-            for (row, (votes, similarities)) in votes.iter_mut().zip(products.chunks_exact(columns)).enumerate() {
+            for (row, (votes, similarities)) in
+                votes.iter_mut().zip(products.chunks_exact(columns)).enumerate()
+            {
                 let places = self.window(row % len, len);
                 for line in self.window(targets.start + row / len, count) {
                     let start = (line - reach.start) * len;
@@ -124,7 +126,9 @@ impl Propagation {
     fn window(&self, center: usize, side: usize) -> Range<usize> {
         match self.shape.rule().radius {
             0 => 0..side,
-            radius => center.saturating_sub(radius)..side.min(center.saturating_add(radius).saturating_add(1)),
+            radius => {
+                center.saturating_sub(radius)..side.min(center.saturating_add(radius).saturating_add(1))
+            }
         }
     }
 }
@@ -278,7 +282,8 @@ mod tests {
         let n = grid.n_patches();
         let shape = ClipShape::new(rule, grid, dim, classes).unwrap();
         let (mut features, mut labels) = (vec![0.0; shape.features_len()], vec![0.0; shape.labels_len()]);
-        let mask: Vec<f32> = (0..n).flat_map(|i| (0..3).map(move |c| f32::from(u8::from(i % 3 == c)))).collect();
+        let mask: Vec<f32> =
+            (0..n).flat_map(|i| (0..3).map(move |c| f32::from(u8::from(i % 3 == c)))).collect();
         let tokens = |frame: usize| Tokens::new(&frames[frame], n, dim).unwrap();
         let mut clip = Clip::new(shape, &mut features, &mut labels, tokens(0), &mask).unwrap();
         let mut fast = Propagation::new(shape, &frames[0], &mask).unwrap();
@@ -343,7 +348,8 @@ mod tests {
     #[test]
     fn bits_do_not_depend_on_the_number_of_threads() {
         let shape = ClipShape::new(Rule::DAVIS, PatchGrid::new(30, 52).unwrap(), 96, 2).unwrap();
-        let mask: Vec<f32> = (0..30 * 52).flat_map(|i| if i % 5 == 0 { [0.0, 1.0] } else { [1.0, 0.0] }).collect();
+        let mask: Vec<f32> =
+            (0..30 * 52).flat_map(|i| if i % 5 == 0 { [0.0, 1.0] } else { [1.0, 0.0] }).collect();
         let frames: Vec<_> = (0..3).map(|frame| numbers(frame, 30 * 52 * 96)).collect();
         let run = |threads: usize| {
             rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(|| {

@@ -102,7 +102,8 @@ pub struct VosReport {
 impl VosReport {
     /// From the figures of the sequences.
     pub fn new(judged: String, sequences: BTreeMap<String, SequenceScore>) -> Self {
-        let objects: Vec<ObjectScore> = sequences.values().flat_map(|s| s.objects.values().copied()).collect();
+        let objects: Vec<ObjectScore> =
+            sequences.values().flat_map(|s| s.objects.values().copied()).collect();
         let mean = |value: fn(&ObjectScore) -> f64| mean(objects.iter().map(value));
         let (j, f) = (mean(|o| o.J_mean), mean(|o| o.F_mean));
         Self {
@@ -224,7 +225,10 @@ mod tests {
     fn rows_and_tables_hold_every_object() {
         let csv = report().csv();
         assert_eq!(csv.lines().count(), 5);
-        assert!(csv.contains("\"a,b\",2,9,1,1,0.25,0.75,1,0.25\n") && csv.ends_with("mean,,,0.5,1,0.25,0.5,1,0.25\n"));
+        assert!(
+            csv.contains("\"a,b\",2,9,1,1,0.25,0.75,1,0.25\n")
+                && csv.ends_with("mean,,,0.5,1,0.25,0.5,1,0.25\n")
+        );
         let table = report().table();
         assert!(table.contains("a,b            2  87.5 100.0  75.0\n"), "{table}");
         assert!(table.contains("mean           3  50.0  50.0  50.0\n"), "{table}");
