@@ -1,4 +1,4 @@
-//! The golden set in candle: everything but the video files (golden_core), with the fused operations and with their compositions.
+//! The golden set in the trainer: with the fused operations and with their compositions; label propagation.
 
 #[path = "golden_host/architecture.rs"]
 mod architecture;
@@ -6,6 +6,8 @@ mod architecture;
 mod objective;
 #[path = "golden_host/tiny.rs"]
 mod tiny;
+#[path = "golden_host/video.rs"]
+mod video;
 
 use candle_core::{Device, Tensor};
 use pass_host::ops::Ops;
@@ -14,14 +16,10 @@ use pass_tests::{Golden, GoldenFile};
 use architecture::{drop_path, full_arch, init_stats, pos_embed};
 use objective::{class_attention, loss, matching, neighbours, neighbours_json, schedules, schedules_json};
 use tiny::{tiny_forward, tiny_loss_grads, tiny_train, tiny_weights};
+use video::video_propagation;
 
 pass_tests::golden_suite! {
-    elsewhere: [
-        "augment.safetensors",
-        "video_frame.safetensors",
-        "video_metrics.safetensors",
-        "video_propagation.safetensors",
-    ];
+    elsewhere: ["augment.safetensors", "video_frame.safetensors", "video_metrics.safetensors"];
     neighbours: "neighbours.safetensors",
     neighbours_json: "neighbours.json",
     matching: "matching.safetensors",
@@ -37,6 +35,7 @@ pass_tests::golden_suite! {
     tiny_forward: "tiny_forward.safetensors",
     tiny_loss_grads: "tiny_loss_grads.safetensors",
     tiny_train: "tiny_train.safetensors",
+    video_propagation: "video_propagation.safetensors",
 }
 
 /// Both ways to compute an operation.

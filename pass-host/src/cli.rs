@@ -3,6 +3,7 @@
 mod completions;
 mod config;
 mod doctor;
+mod eval;
 mod export;
 mod features;
 mod import;
@@ -42,6 +43,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    #[command(subcommand)]
+    Eval(eval::EvalCommand),
     Features(features::FeaturesArgs),
     Export(export::ExportArgs),
     Quantize(quantize::QuantizeArgs),
@@ -62,6 +65,7 @@ impl Cli {
         let compute = match &self.command {
             Command::Train(args) => &args.compute,
             Command::Features(args) => &args.compute,
+            Command::Eval(command) => command.compute(),
             Command::Viz(command) => command.compute(),
             Command::Report(args) => &args.compute,
             Command::Doctor(args) => return args.threads,
@@ -104,6 +108,7 @@ fn thread_count(text: &str) -> Result<usize, String> {
 pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
+        Command::Eval(command) => eval::run(command),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
         Command::Quantize(args) => quantize::run(args),

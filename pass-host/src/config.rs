@@ -10,6 +10,7 @@
 //! | [`derived`] | sizes, learning rate and step counts computed from the fields |
 //! | [`mod@print`] | the configuration as commented TOML |
 //! | [`run`] | what one run is started with, and how it ended |
+//! | [`segment`] | the hyper-parameters of `eval segment` |
 
 #[macro_use]
 mod keys;
@@ -20,6 +21,7 @@ pub mod layers;
 pub mod presets;
 pub mod print;
 pub mod run;
+pub mod segment;
 pub mod validate;
 
 pub use error::ConfigError;
@@ -50,6 +52,8 @@ section! {
         pub checkpoint: CheckpointConfig,
         /// Logging.
         pub log: LogConfig,
+        /// How good the teacher's features are, measured while training.
+        pub probe: ProbeConfig,
         /// What stops a run that goes wrong.
         pub guard: GuardConfig,
         /// How the training operations are computed.
@@ -329,6 +333,32 @@ section! {
     }
 }
 
+/// How features are probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeKind {
+    /// Weighted k-nearest-neighbor classification of class tokens.
+    Knn,
+    /// Scene parsing by the nearest patches.
+    Retrieval,
+}
+
+section! {
+    /// `[probe]`
+    pub struct ProbeConfig {
+        /// Steps between probes, each logged as `knn_top1` or `retrieval_miou`; 0 = none.
+        pub every_steps: usize,
+        /// Labelled folder: `train/CLASS` and `val/CLASS` (knn), or `images`, `labels` and their classes (retrieval).
+        pub data: String,
+        /// `knn` or `retrieval`.
+        pub kind: ProbeKind,
+        /// Most images of each of the two splits; they are kept in memory at the size of a global crop.
+        pub images: usize,
+        /// Neighbors of an image (knn).
+        pub k: usize,
+    }
+}
+
 /// What to do on signs of collapse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -376,6 +406,7 @@ impl Default for TrainConfig {
             optim: OptimConfig::default(),
             checkpoint: CheckpointConfig::default(),
             log: LogConfig::default(),
+            probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
             ops: OpsKind::Fused,
         }
@@ -489,6 +520,12 @@ impl Default for CheckpointConfig {
 impl Default for LogConfig {
     fn default() -> Self {
         Self { every_steps: 10, tensorboard: true, report_every_steps: 0 }
+    }
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        Self { every_steps: 0, data: String::new(), kind: ProbeKind::Knn, images: 1000, k: 10 }
     }
 }
 

@@ -22,3 +22,4 @@ pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
 pub use index::ImageIndex;
 pub use loader::{Batch, Loader, LoaderSettings};
+pub(crate) use sources::is_image_name;

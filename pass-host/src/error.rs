@@ -3,6 +3,9 @@
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::evaluate::EvaluateError;
+use crate::evaluate::segment::SegmentError;
+use crate::evaluate::vos::VosError;
 use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
@@ -39,9 +42,18 @@ pub enum Error {
     /// The training run.
     #[error(transparent)]
     Train(#[from] TrainError),
+    /// Semantic segmentation.
+    #[error(transparent)]
+    Segment(#[from] SegmentError),
     /// Features of images.
     #[error(transparent)]
     Features(#[from] FeatureError),
+    /// Features judged.
+    #[error(transparent)]
+    Evaluate(#[from] EvaluateError),
+    /// Video object segmentation.
+    #[error(transparent)]
+    Vos(#[from] VosError),
     /// Exported weights.
     #[error(transparent)]
     Export(#[from] ExportError),
@@ -77,7 +89,10 @@ impl Error {
             Self::Checkpoint(error) => error.hint(),
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
             Self::Train(error) => error.hint(),
+            Self::Segment(error) => error.hint(),
             Self::Features(error) => error.hint(),
+            Self::Evaluate(error) => error.hint(),
+            Self::Vos(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
             Self::Import(error) => error.hint(),

@@ -12,11 +12,14 @@
 //! | [`optimizer`] | parameter groups, clipping, AdamW and the momentum teacher |
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
+//! | [`evaluate`] | what trained features are worth |
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
+//! | [`evaluate`] | what the features are worth |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
+//! | [`evaluate`] | what the features are good for |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;
@@ -25,6 +28,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod features;
 pub mod import;

@@ -52,11 +52,17 @@ pub struct Metrics {
     pub images_per_s: f64,
     /// Share of the time spent waiting for data, in `[0, 1]`.
     pub data_wait: f64,
+    /// Share of the probe's images that their nearest neighbors classify right; a key only of the steps with such a probe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub knn_top1: Option<f64>,
+    /// Mean intersection over union of scenes parsed by the nearest patches; a key only of the steps with such a probe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retrieval_miou: Option<f64>,
 }
 
 impl Metrics {
-    /// The scalars as TensorBoard tags.
-    fn scalars(&self) -> [(&'static str, f64); 17] {
+    /// The scalars as TensorBoard tags; what is absent is not finite.
+    fn scalars(&self) -> [(&'static str, f64); 19] {
         [
             ("progress/epoch", self.epoch),
             ("loss/total", self.loss),
@@ -75,6 +81,8 @@ impl Metrics {
             ("health/positives_agreement", self.positives_agreement),
             ("speed/images_per_s", self.images_per_s),
             ("speed/data_wait", self.data_wait),
+            ("probe/knn_top1", self.knn_top1.unwrap_or(f64::NAN)),
+            ("probe/retrieval_miou", self.retrieval_miou.unwrap_or(f64::NAN)),
         ]
     }
 }

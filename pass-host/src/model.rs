@@ -9,6 +9,7 @@
 //! | [`head`] | projection heads with a weight-normalized last layer |
 //! | [`weights`] | trained weights from a run, a checkpoint or an exported file |
 //! | [`timm`] | backbones with class token, from files with timm's names |
+//! | [`resnet`] | ResNet-50 with torchvision's names, for baselines |
 //! | [`encoder`] | any of these, ready to be judged: images in, features out |
 
 pub mod aggregation;
@@ -16,6 +17,7 @@ pub mod encoder;
 pub mod head;
 pub mod parameters;
 pub mod pos_embed;
+pub mod resnet;
 pub mod timm;
 pub mod vit;
 pub mod weights;

@@ -15,7 +15,10 @@
 //! | `normalize` | L2 normalization and weight normalization |
 //! | `add_scaled` | residual connection with stochastic depth |
 //! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
+//! | `convolution` | convolutions of images, optionally followed by the ReLU |
 //! | `patchify` | images -> rows of pixels, for the patch embedding |
+//! | `convolution_3x3`, `batch_norm` | 3x3 convolution with weight gradient; batch normalization with ReLU, channels last |
+//! | `taps`, `pixel_cross_entropy` | bilinear resampling; cross-entropy of every pixel of a picture |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
 
@@ -23,19 +26,24 @@ mod access;
 mod adamw;
 mod add_scaled;
 mod attention;
+mod batch_norm;
 mod buffer;
 mod class_attention;
+mod convolution;
+mod convolution_3x3;
 mod cross_entropy;
 mod gather_mean;
 mod head;
-mod lanes;
+pub(crate) mod lanes;
 mod layer_norm;
 mod linear;
 mod neighbor_attention;
 mod normalize;
 mod patchify;
+mod pixel_cross_entropy;
 mod positives;
 pub(crate) mod product;
+mod taps;
 #[cfg(test)]
 mod testing;
 
@@ -43,8 +51,12 @@ use crate::config::OpsKind;
 use candle_core::{Result, Tensor};
 
 pub use adamw::{AdamWStep, clip_scale};
+pub use batch_norm::Moments;
+pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Stats};
+pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;
+pub use taps::Taps;
 
 /// The training operations, fused or as compositions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +123,28 @@ impl Ops {
         match self.fuses(&[x, weight, bias]) {
             true => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
             false => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
+        }
+    }
+
+    /// Kernels over images, plus bias, optionally rectified.
+    ///
+    /// - `x`: `[B, C, H, W]`; `weight`: `[O, C, k, k]`; `bias`: `[O]`; result `[B, O, h, w]` with
+    ///   `h = (H + 2·padding − dilation·(k − 1) − 1) / stride + 1`, rounded down.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn convolution(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        placement: Placement,
+        rectifier: Rectifier,
+    ) -> Result<Tensor> {
+        convolution::check(x, weight, bias, placement)?;
+        match self.fuses(&[x, weight, bias]) {
+            true => convolution::fused(x, weight, bias, placement, rectifier),
+            false => convolution::composition(x, weight, bias, placement, rectifier),
         }
     }
 
@@ -298,6 +332,68 @@ impl Ops {
         }
     }
 
+    /// 3x3 convolution with stride 1 and zero padding 1, channels last.
+    ///
+    /// - `x`: `[B, H, W, I]`; `weight`: `[O, I, 3, 3]`; result `[B, H, W, O]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn convolution_3x3(self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        convolution_3x3::check(x, weight)?;
+        match self.fuses(&[x, weight]) {
+            true => convolution_3x3::fused(x, weight),
+            false => convolution_3x3::composition(x, weight),
+        }
+    }
+
+    /// `relu(batch_norm(x))` with the statistics of this batch, which are returned for the running ones.
+    ///
+    /// - `x`: `[.., C]`; `weight`, `bias`: `[C]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn batch_norm_relu(
+        self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        eps: f64,
+    ) -> Result<(Tensor, Moments)> {
+        batch_norm::check(x, weight, bias)?;
+        match self.fuses(&[x, weight, bias]) {
+            true => batch_norm::fused(x, weight, bias, eps),
+            false => batch_norm::composition(x, weight, bias, eps),
+        }
+    }
+
+    /// Resamples a channels-last map along both axes.
+    ///
+    /// - `x`: `[B, H, W, C]`; result `[B, rows.outputs(), columns.outputs(), C]`.
+    ///
+    /// # Errors
+    /// If the map has another size than `rows` and `columns` expect.
+    pub fn resample(self, x: &Tensor, rows: &Taps, columns: &Taps) -> Result<Tensor> {
+        taps::check(x, rows, columns)?;
+        match self.fuses(&[x]) {
+            true => taps::fused(x, rows, columns),
+            false => taps::composition(x, rows, columns),
+        }
+    }
+
+    /// `scale · Σ_pixels CE(resampled logits, label)`, a scalar; pixels labelled [`IGNORED`] count nothing.
+    ///
+    /// - `logits`: `[B, h, w, C]`, a coarse map.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or a label is no class.
+    pub fn pixel_cross_entropy(self, logits: &Tensor, target: &PixelLabels, scale: f64) -> Result<Tensor> {
+        pixel_cross_entropy::check(logits, target)?;
+        match self.fuses(&[logits]) {
+            true => pixel_cross_entropy::fused(logits, target, scale),
+            false => pixel_cross_entropy::composition(logits, target, scale),
+        }
+    }
+
     /// Euclidean norm of all values, in `f64`; not finite if any value is not.
     ///
     /// # Errors
@@ -342,4 +438,15 @@ impl Ops {
             false => adamw::composition_ema(teacher, student, momentum),
         }
     }
+}
+
+/// The class with the largest resampled logit of every pixel, `[H, W]`; the lowest of equals.
+///
+/// - `map`: logits `[h, w, C]` of one picture, at most 256 classes.
+///
+/// # Panics
+/// If the map has another size than `rows` and `columns` expect.
+pub fn largest_class(map: &[f32], classes: usize, rows: &Taps, columns: &Taps) -> Vec<u8> {
+    assert_eq!(map.len(), rows.inputs() * columns.inputs() * classes, "size of the map");
+    pixel_cross_entropy::largest(map, classes, rows, columns)
 }

@@ -5,6 +5,7 @@
 //! | [`schedule`] | learning rate, decay, momentum, temperature as functions of the step |
 //! | [`batch`] | a loaded batch as tensors |
 //! | [`trainer`] | one optimizer step |
+//! | [`probe`] | how good the features are, on a labelled folder |
 //! | [`vitals`], [`guard`] | figures of health, and the alarm when they go wrong |
 //! | [`state`] | what a checkpoint says, and the trainer it restores |
 //! | [`start`] | where a run begins: fresh, from weights, or from a checkpoint |
@@ -13,6 +14,7 @@
 pub mod batch;
 pub mod error;
 pub mod guard;
+pub mod probe;
 pub mod schedule;
 pub mod start;
 pub mod state;
@@ -41,6 +43,7 @@ use crate::report::{self, ReportSettings};
 use batch::BatchPlan;
 pub use error::TrainError;
 use guard::{CollapseGuard, TermVitals, Vitals};
+use probe::{Probe, ProbeScore};
 use schedule::Schedules;
 use start::Start;
 use state::{PARTS, RunState};
@@ -60,13 +63,17 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let cache = (!settings.dry_run).then(|| settings.out.join("index.bin"));
     let new = !settings.out.exists();
     let index = Arc::new(ImageIndex::build(&config.data, cache.as_deref())?);
-    if let Err(error) = config.check_images(index.len()) {
-        if new {
-            // the cached index is all there is; a run that cannot start leaves nothing behind
-            std::fs::remove_dir_all(&settings.out).ok();
+    let checked = config.check_images(index.len()).map_err(TrainError::from);
+    let probe = match checked.and_then(|()| Ok(Probe::open(config)?)) {
+        Ok(probe) => probe,
+        Err(error) => {
+            if new {
+                // the cached index is all there is; a run that cannot start leaves nothing behind
+                std::fs::remove_dir_all(&settings.out).ok();
+            }
+            return Err(error);
         }
-        return Err(error.into());
-    }
+    };
     let progress_plan = plan(settings, &index);
     if settings.dry_run {
         return Ok(progress_plan);
@@ -81,7 +88,7 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     }
     let checkpoints = settings.out.join(CHECKPOINTS);
     checkpoint::prepare(&checkpoints)?;
-    let mut run = Run::new(settings, index, start, checkpoints)?;
+    let mut run = Run::new(settings, index, start, checkpoints, probe)?;
     let result = run.train();
     if result.is_ok() && config.log.report_every_steps > 0 {
         run.report();
@@ -139,6 +146,7 @@ struct Run<'a> {
     log: MetricsLog,
     progress: Progress,
     guard: CollapseGuard,
+    probe: Option<Probe>,
     window: Window,
     /// Steps done or skipped.
     step: u64,
@@ -158,6 +166,7 @@ impl<'a> Run<'a> {
         index: Arc<ImageIndex>,
         start: Start,
         checkpoints: PathBuf,
+        probe: Option<Probe>,
     ) -> Result<Self, TrainError> {
         let config = &settings.config;
         let per_epoch = config.steps_per_epoch(index.len()) as u64;
@@ -167,8 +176,10 @@ impl<'a> Run<'a> {
         let resumed = start.checkpoint.is_some().then_some(step);
         let log = MetricsLog::open(&settings.out, resumed, config.log.tensorboard)?;
         let progress = Progress::new(total, step, config.head.class_prototypes, config.head.patch_prototypes);
-        for line in &start.remarks {
-            progress.say(line);
+        let bad = probe.iter().flat_map(Probe::bad);
+        let left_out = bad.map(|(name, reason)| format!("warning: the probe leaves out `{name}`: {reason}"));
+        for line in start.remarks.iter().cloned().chain(left_out) {
+            progress.say(&line);
         }
         let batch_plan = BatchPlan {
             accumulate: config.optim.accumulate,
@@ -188,6 +199,7 @@ impl<'a> Run<'a> {
             log,
             progress,
             guard: start.guard.unwrap_or_else(|| CollapseGuard::new(config.guard.collapse_steps)),
+            probe,
             window: Window { since: Instant::now(), images: 0, waited: 0.0 },
             step,
             total,
@@ -245,7 +257,8 @@ impl<'a> Run<'a> {
     /// Logs if it is time to; tells why to stop if the features have collapsed.
     fn after_step(&mut self, report: &StepReport, schedule: &Schedule) -> Result<Option<String>, TrainError> {
         let every = self.config.log.every_steps.max(1) as u64;
-        if self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
+        let probe = self.probe.as_ref().filter(|probe| probe.is_due(self.step));
+        if probe.is_none() && self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
             return Ok(None);
         }
         let ops = Ops::from(self.config.ops);
@@ -254,6 +267,11 @@ impl<'a> Run<'a> {
         let absent = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
         let waited = self.loader.data_wait().total;
+        // behind the clock: a probe is no training time
+        let score = match probe {
+            Some(probe) => probe.run(&self.trainer.teacher, &self.settings.compute.device)?,
+            None => ProbeScore::default(),
+        };
         let metrics = Metrics {
             step: self.step,
             epoch: self.step as f64 / self.per_epoch as f64,
@@ -273,6 +291,8 @@ impl<'a> Run<'a> {
             positives_agreement: absent(agreement),
             images_per_s: self.window.images as f64 / seconds,
             data_wait: ((waited - self.window.waited) / seconds).clamp(0.0, 1.0),
+            knn_top1: score.knn_top1,
+            retrieval_miou: score.retrieval_miou,
         };
         self.window = Window { since: Instant::now(), images: 0, waited };
         self.log.write(&metrics)?;

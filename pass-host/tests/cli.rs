@@ -67,12 +67,16 @@ fn help_of_every_command() {
     ] {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
     }
+    for protocol in ["knn", "linear", "retrieval"] {
+        check(&format!("help_eval_{protocol}"), &run(&["eval", protocol, "--help"]));
+    }
     for command in ["list", "show", "check"] {
         check(&format!("help_config_{command}"), &run(&["config", command, "--help"]));
     }
     for command in ["top-patches", "attention", "positives", "pca"] {
         check(&format!("help_viz_{command}"), &run(&["viz", command, "--help"]));
     }
+    check("help_eval_segment", &run(&["eval", "segment", "--help"]));
 }
 
 #[test]

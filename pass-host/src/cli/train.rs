@@ -92,6 +92,13 @@ pub(super) struct TrainArgs {
     #[arg(long, value_name = "KIND", value_parser = ["fused", "reference"], hide_possible_values = true, help_heading = TRAINING)]
     ops: Option<String>,
 
+    /// Measure the teacher's features every N steps and log the result (`knn_top1` or `retrieval_miou`); 0 = never.
+    #[arg(long, value_name = "N", value_parser = count, help_heading = TRAINING)]
+    eval_every: Option<i64>,
+    /// Labelled images for it: DIR/{train,val}/CLASS, or with `--set probe.kind=retrieval` DIR/{images,labels}/{train,val}.
+    #[arg(long, value_name = "DIR", help_heading = TRAINING)]
+    eval_data: Option<String>,
+
     #[command(flatten)]
     pub(super) compute: ComputeArgs,
 }
@@ -105,6 +112,7 @@ Examples:
   pass-host train PHOTOS --batch 64 --epochs 100 --out runs/mine
   pass-host train --out runs/mine --resume auto       go on after a stop or a crash
   pass-host train PHOTOS --config mine.toml --set patch.weight=0.2 --dry-run
+  pass-host train PHOTOS --eval-every 500 --eval-data FLOWERS
 
 Ctrl-C writes a checkpoint and ends with exit code 0; a second Ctrl-C stops at once.
 Curves: tensorboard --logdir runs";
@@ -154,6 +162,9 @@ fn settings(args: &TrainArgs) -> Result<RunSettings, Error> {
         config.data.images = vec![run_folder::bundled_photos()?.to_string_lossy().into_owned()];
     }
     config.data.images.iter_mut().for_each(|image| *image = absolute(image));
+    if !config.probe.data.is_empty() {
+        config.probe.data = absolute(&config.probe.data);
+    }
 
     let out = args
         .out
@@ -200,9 +211,14 @@ fn layers(args: &TrainArgs) -> Layers {
         ("--accumulate", "optim.accumulate", args.accumulate),
         ("--seed", "seed", args.seed),
         ("--report-every", "log.report_every_steps", args.report_every),
+        ("--eval-every", "probe.every_steps", args.eval_every),
     ];
     flags.extend(numbers.into_iter().filter_map(|(flag, key, n)| Some((flag, key, Value::Integer(n?)))));
-    let words = [("--on-collapse", "guard.on_collapse", &args.on_collapse), ("--ops", "ops", &args.ops)];
+    let words = [
+        ("--on-collapse", "guard.on_collapse", &args.on_collapse),
+        ("--ops", "ops", &args.ops),
+        ("--eval-data", "probe.data", &args.eval_data),
+    ];
     flags.extend(
         words.into_iter().filter_map(|(flag, key, word)| Some((flag, key, Value::String(word.clone()?)))),
     );
@@ -257,7 +273,7 @@ fn absolute(image: &str) -> String {
 }
 
 /// The first Ctrl-C asks the run to end with a checkpoint, the second ends the program at once.
-fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
+pub(super) fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
     let interrupted = Arc::clone(interrupted);
     let caught = ctrlc::set_handler(move || {
         if interrupted.fetch_add(1, Ordering::SeqCst) > 0 {
@@ -338,6 +354,9 @@ mod tests {
         assert!(
             config.data.images[1].starts_with('@') && Path::new(&config.data.images[1][1..]).is_absolute()
         );
+        let probed = parse("photos --eval-every 50 --eval-data flowers").unwrap().config.probe;
+        assert_eq!(probed.every_steps, 50);
+        assert!(Path::new(&probed.data).is_absolute() && probed.data.ends_with("flowers"));
         let demo = parse("photos --preset demo --epochs 3").unwrap();
         assert_eq!((demo.config.optim.steps, demo.config.optim.epochs), (0, 3));
     }
@@ -377,6 +396,7 @@ mod tests {
             "photos --resume /nowhere",
             "photos --batch 0",
             "photos --preset x",
+            "photos --eval-every 5",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

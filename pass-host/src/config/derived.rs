@@ -2,7 +2,7 @@
 
 use super::{
     Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig,
-    TrainConfig, layers::display_value,
+    ProbeConfig, TrainConfig, layers::display_value,
 };
 
 impl Arch {
@@ -92,7 +92,7 @@ impl TrainConfig {
     }
 
     /// This configuration with everything at its default that may change between two parts of one run: where the
-    /// images lie (their content is hashed by the data manifest), loading, checkpoints, logging and the guard.
+    /// images lie (their content is hashed by the data manifest), loading, checkpoints, logging, probes and the guard.
     fn resumable(&self) -> Self {
         Self {
             data: DataConfig {
@@ -102,6 +102,7 @@ impl TrainConfig {
             },
             checkpoint: CheckpointConfig::default(),
             log: LogConfig::default(),
+            probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
             ..self.clone()
         }
@@ -162,6 +163,7 @@ mod tests {
         moved.data.prefetch = 9;
         moved.log.every_steps = 1;
         moved.checkpoint.every_steps = 3;
+        moved.probe.every_steps = 5;
         moved.guard.on_collapse = crate::config::OnCollapse::Warn;
         assert_eq!(base.config_hash(), moved.config_hash());
         assert!(moved.resume_differences(&base).is_empty());

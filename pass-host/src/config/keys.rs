@@ -3,7 +3,7 @@
 
 use super::{
     AugmentConfig, CheckpointConfig, DataConfig, GuardConfig, HeadConfig, ImageObjective, LogConfig,
-    ModelConfig, OptimConfig, PatchObjective, TrainConfig,
+    ModelConfig, OptimConfig, PatchObjective, ProbeConfig, TrainConfig,
 };
 
 /// One key of a section.
@@ -38,7 +38,7 @@ macro_rules! section {
 }
 
 /// The sections (TOML tables) and their keys, in the order of [`TrainConfig`].
-pub(crate) const SECTIONS: [(&str, &[Key]); 10] = [
+pub(crate) const SECTIONS: [(&str, &[Key]); 11] = [
     ("data", DataConfig::KEYS),
     ("augment", AugmentConfig::KEYS),
     ("model", ModelConfig::KEYS),
@@ -48,6 +48,7 @@ pub(crate) const SECTIONS: [(&str, &[Key]); 10] = [
     ("optim", OptimConfig::KEYS),
     ("checkpoint", CheckpointConfig::KEYS),
     ("log", LogConfig::KEYS),
+    ("probe", ProbeConfig::KEYS),
     ("guard", GuardConfig::KEYS),
 ];
 

@@ -240,6 +240,9 @@ fn expected(key: &str, present: Option<&Value>, message: &str) -> String {
     if key == "patch.window" {
         return "an odd number of patches, or \"all\"".into();
     }
+    if key == "probe.data" {
+        return "the path of a folder, as text".into();
+    }
     match present {
         Some(Value::Integer(_)) => "a whole number, 0 or more".into(),
         Some(Value::Float(_)) => "a number".into(),

@@ -215,6 +215,18 @@ impl TrainConfig {
         check.within("checkpoint.keep_every", self.checkpoint.keep_every, 0, 1 << 48);
         check.within("log.every_steps", self.log.every_steps, 1, 1 << 48);
         check.within("log.report_every_steps", self.log.report_every_steps, 0, 1 << 48);
+        let probe = &self.probe;
+        check.within("probe.every_steps", probe.every_steps, 0, 1 << 48);
+        let named = probe.every_steps == 0 || !probe.data.is_empty();
+        check.tied(
+            "probe.data",
+            "probe.every_steps",
+            named,
+            "a labelled folder, for probe.every_steps above 0",
+            "none",
+        );
+        check.within("probe.images", probe.images, 2, 1 << 20);
+        check.within("probe.k", probe.k, 1, 1 << 20);
         check.within("data.limit", self.data.limit, 0, 1 << 48);
         check.within("guard.max_skipped", self.guard.max_skipped, 0, 1 << 32);
         check.within("guard.max_rollbacks", self.guard.max_rollbacks, 0, 1 << 32);
@@ -346,6 +358,8 @@ mod tests {
             "optim.freeze_last_layer_epochs=-1",
             "checkpoint.keep=0",
             "log.every_steps=0",
+            "probe.images=1",
+            "probe.k=0",
             "guard.collapse_steps=0",
         ];
         for text in cases {

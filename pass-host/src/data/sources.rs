@@ -98,7 +98,7 @@ fn missing_or(path: &Path, source: io::Error) -> DataError {
 }
 
 /// Whether a file of this name is taken from a folder or tar.
-pub(super) fn is_image_name(name: &[u8]) -> bool {
+pub(crate) fn is_image_name(name: &[u8]) -> bool {
     let Some(dot) = name.iter().rposition(|&byte| byte == b'.') else { return false };
     let extension = name[dot + 1..].to_ascii_lowercase();
     name[0] != b'.' && EXTENSIONS.iter().any(|known| known.as_bytes() == extension)

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::error::Problem;
 use super::onnx::{Graph, Node};
-use super::{Backbone, Weight, Weights};
+use super::{Backbone, Sizes, Weight, Weights};
 use crate::model::LAYER_NORM_EPS;
 
 /// Of the pretraining only: takes the place of hidden patches, and features never contain it.
@@ -25,7 +25,16 @@ pub(super) fn read(graph: &Graph) -> Result<Weights, Problem> {
     let mut walk = Walk { graph, prefix, dim: 0, used: BTreeSet::new(), tensors: Vec::new() };
     let (features, backbone) = walk.backbone()?;
     let (found, left_out) = walk.account(&features)?;
-    Ok(Weights { backbone, tensors: walk.tensors, used: walk.used.len(), found, left_out })
+    Ok(Weights {
+        backbone: Sizes::Vit(backbone),
+        tensors: walk.tensors,
+        used: walk.used.len(),
+        found,
+        left_out,
+        notes: Vec::new(),
+        metadata: super::timm_metadata(&backbone),
+        usage: super::usage(&backbone),
+    })
 }
 
 /// What stands before the names of the backbone, such as `backbone.`.
@@ -101,7 +110,19 @@ impl<'a> Walk<'a> {
             _ => {}
         }
         let heads = heads.unwrap_or_default();
-        Ok((features.to_owned(), Backbone { dim, depth, heads, hidden, patch_size, grid, registers }))
+        let backbone = Backbone {
+            dim,
+            depth,
+            heads,
+            hidden,
+            patch_size,
+            grid,
+            registers,
+            class_token: true,
+            layer_scale: true,
+            final_norm: true,
+        };
+        Ok((features.to_owned(), backbone))
     }
 
     /// `reg_token`, if there is one; the number of registers.

@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
 use super::onnx::{Attribute, Graph, Node, TensorProto, build};
-use super::{Backbone, ImportError, ImportSettings, Origin, Problem, Weights, dinov2, run};
+use super::{Backbone, ImportError, ImportSettings, Origin, Problem, Sizes, Weights, dinov2, run};
 
 const DIM: usize = 8;
 const HEADS: usize = 2;
@@ -215,13 +216,17 @@ fn error_of(change: impl FnOnce(&mut Model)) -> String {
     model.read().expect_err("the changed model is refused").to_string()
 }
 
+fn settings(source: PathBuf, out: PathBuf) -> ImportSettings {
+    ImportSettings { source, from: Origin::Dinov2Onnx, out, network: None, heads: None, grid: None }
+}
+
 #[test]
 fn every_tensor_gets_its_name_shape_and_values() {
     let model = Model::new(Export::default());
     let dir = tempfile::tempdir().unwrap();
     let (source, out) = (dir.path().join("f.onnx"), dir.path().join("f.safetensors"));
     fs::write(&source, model.file()).unwrap();
-    let imported = run(&ImportSettings { source, from: Origin::Dinov2Onnx, out: out.clone() }).unwrap();
+    let imported = run(&settings(source, out.clone())).unwrap();
 
     let sizes = Backbone {
         dim: DIM,
@@ -231,8 +236,11 @@ fn every_tensor_gets_its_name_shape_and_values() {
         patch_size: PATCH,
         grid: GRID,
         registers: 0,
+        class_token: true,
+        layer_scale: true,
+        final_norm: true,
     };
-    assert_eq!(imported.backbone, sizes);
+    assert_eq!(imported.backbone, Sizes::Vit(sizes));
     assert_eq!((imported.used, imported.found), (7 + 18 * DEPTH, 7 + 18 * DEPTH));
     assert_eq!(imported.left_out, ["decoder.weight"]);
     assert_eq!(imported.tensors, 6 + 14 * DEPTH);
@@ -305,7 +313,7 @@ fn the_same_weights_come_out_of_every_kind_of_export() {
         for whole_norms in [false, true] {
             for registers in [0, 3] {
                 let weights = Model::new(Export { named_positions, whole_norms, registers }).read().unwrap();
-                assert_eq!(weights.backbone.registers, registers);
+                assert!(matches!(weights.backbone, Sizes::Vit(sizes) if sizes.registers == registers));
                 assert_eq!(weights.used, weights.found);
                 assert_eq!(weights.tensors.len(), 6 + 14 * DEPTH + usize::from(registers > 0));
                 let tokens = weights.tensors.iter().find(|tensor| tensor.name == "reg_token");
@@ -500,9 +508,9 @@ fn every_truncation_is_an_error_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (source, out) = (dir.path().join("cut.onnx"), dir.path().join("f.safetensors"));
     fs::write(&source, &file[..file.len() / 2]).unwrap();
-    let error = run(&ImportSettings { source, from: Origin::Dinov2Onnx, out }).unwrap_err();
+    let error = run(&settings(source, out)).unwrap_err();
     assert!(
-        matches!(&error, ImportError::Content { path, source: Problem::Damaged { .. } } if path.ends_with("cut.onnx"))
+        matches!(&error, ImportError::Content { path, source: Problem::Damaged { .. }, .. } if path.ends_with("cut.onnx"))
     );
     assert!(error.hint().is_some());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing was written");

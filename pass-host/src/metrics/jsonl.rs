@@ -84,6 +84,8 @@ mod tests {
              images_per_s, data_wait"
         );
         assert!(line.contains("\"grad_norm\":null"));
+        let probed = serde_json::to_string(&Metrics { knn_top1: Some(0.5), ..at(1) }).unwrap();
+        assert!(probed.ends_with(",\"knn_top1\":0.5}"), "{probed}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Progress {
     /// `None` where standard error is no terminal.
     bar: Option<ProgressBar>,
     last: String,
+    /// The newest result of a probe, which is shown until there is another.
+    probe: String,
 }
 
 impl Progress {
@@ -42,6 +44,7 @@ impl Progress {
             started: Instant::now(),
             bar,
             last: String::new(),
+            probe: String::new(),
         }
     }
 
@@ -55,6 +58,11 @@ impl Progress {
 
     /// After every log step: shows the numbers.
     pub fn log(&mut self, metrics: &Metrics) {
+        for (name, score) in [("k-NN", metrics.knn_top1), ("retrieval mIoU", metrics.retrieval_miou)] {
+            if let Some(score) = score {
+                self.probe = format!("  {name} {:.1} %", 100.0 * score);
+            }
+        }
         self.last = self.numbers(metrics);
         match &self.bar {
             Some(_) => self.step(metrics.step),
@@ -84,12 +92,13 @@ impl Progress {
 
     fn numbers(&self, m: &Metrics) -> String {
         format!(
-            "  epoch {:.2}  class {:.2} (ln K {:.2})  patch {:.2} (ln K {:.2})  {:.1} images/s  data wait {:.0} %",
+            "  epoch {:.2}  class {:.2} (ln K {:.2})  patch {:.2} (ln K {:.2}){}  {:.1} images/s  data wait {:.0} %",
             m.epoch,
             m.loss_image,
             self.ln_k_image,
             m.loss_patch,
             self.ln_k_patch,
+            self.probe,
             m.images_per_s,
             100.0 * m.data_wait
         )
@@ -132,7 +141,7 @@ mod tests {
 
     #[test]
     fn losses_stand_beside_their_ln_k() {
-        let progress = Progress::new(100, 10, 1024, 512);
+        let mut progress = Progress::new(100, 10, 1024, 512);
         let metrics = Metrics {
             step: 20,
             epoch: 1.5,
@@ -146,6 +155,9 @@ mod tests {
             progress.numbers(&metrics),
             "  epoch 1.50  class 5.21 (ln K 6.93)  patch 6.00 (ln K 6.24)  42.2 images/s  data wait 3 %"
         );
+        progress.log(&Metrics { knn_top1: Some(0.875), ..metrics });
+        progress.log(&metrics);
+        assert!(progress.last.contains("(ln K 6.24)  k-NN 87.5 %  42.2 images/s"), "{}", progress.last);
         assert_eq!(progress.eta(10), "");
         assert_eq!(progress.eta(100), "  0s left");
     }

@@ -236,15 +236,7 @@ impl TrainedWeights {
 
     /// Metadata that lets [`TrainedWeights::open`] read the file back.
     pub fn metadata(&self) -> HashMap<String, String> {
-        let sizes = &self.architecture;
-        let mut metadata: HashMap<String, String> = KEYS
-            .into_iter()
-            .zip([sizes.dim, sizes.depth, sizes.heads, sizes.patch_size, sizes.grid])
-            .map(|(key, value)| (key.to_string(), value.to_string()))
-            .collect();
-        let normalization = serde_json::to_string(&self.normalization).unwrap_or_default();
-        metadata.insert(KEYS[5].into(), normalization);
-        metadata
+        metadata(&self.architecture, &self.normalization)
     }
 
     /// Backbone and aggregation head, ready to run.
@@ -255,4 +247,16 @@ impl TrainedWeights {
         let aggregation = AggregationHead::new(&parameters, "ca_head", self.architecture.heads, ops)?;
         Ok((backbone, aggregation))
     }
+}
+
+/// What a file of own names says about its network, for [`TrainedWeights::open`].
+pub fn metadata(sizes: &Architecture, normalization: &([f32; 3], [f32; 3])) -> HashMap<String, String> {
+    let mut metadata: HashMap<String, String> = KEYS
+        .into_iter()
+        .zip([sizes.dim, sizes.depth, sizes.heads, sizes.patch_size, sizes.grid])
+        .map(|(key, value)| (key.to_string(), value.to_string()))
+        .collect();
+    let normalization = serde_json::to_string(normalization).unwrap_or_default();
+    metadata.insert(KEYS[5].into(), normalization);
+    metadata
 }

@@ -20,11 +20,11 @@ macro_rules! widest {
         ))
     };
 }
-pub(super) use widest;
+pub(crate) use widest;
 
 /// Passes a closure through `pulp` as `FnMut`: calling it as `FnOnce`, as `pulp` does with plain closures, goes through
 /// a shim that does not inherit `#[inline(always)]`.
-pub(super) struct Kernel<F>(pub(super) F);
+pub(crate) struct Kernel<F>(pub(crate) F);
 
 impl<R, F: FnMut() -> R> pulp::WithSimd for Kernel<F> {
     type Output = R;
@@ -91,7 +91,10 @@ pub(super) fn normal(x: f32) -> (f32, f32) {
 
 /// Folds a vector in half: `N` must be twice `H`. Fixed sizes let the compiler keep it all in registers.
 #[inline(always)]
-fn halve<const N: usize, const H: usize>(wide: [f32; N], fold: impl Fn(f32, f32) -> f32) -> [f32; H] {
+pub(super) fn halve<const N: usize, const H: usize>(
+    wide: [f32; N],
+    fold: impl Fn(f32, f32) -> f32,
+) -> [f32; H] {
     std::array::from_fn(
         #[inline(always)]
         |i| fold(wide[i], wide[i + H]),
@@ -142,7 +145,7 @@ pub(super) fn sum(values: &[f32]) -> f32 {
 
 /// Sum of the products of `a` and `b`, which are equally long.
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let ((a_chunks, a_rest), (b_chunks, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut lanes = [0.0f32; LANES];
     for (a, b) in a_chunks.iter().zip(b_chunks) {

@@ -6,6 +6,7 @@ use super::state::RestoreError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::evaluate::EvaluateError;
 use crate::metrics::MetricsError;
 use crate::model::parameters::LoadError;
 
@@ -25,6 +26,9 @@ pub enum TrainError {
     /// A checkpoint does not fit.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The labelled images of the probe.
+    #[error("the probe (`probe.data`) cannot be used")]
+    Probe(#[from] EvaluateError),
     /// The log could not be written.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -90,6 +94,7 @@ impl TrainError {
             Self::Data(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Restore(error) => error.hint(),
+            Self::Probe(error) => error.hint(),
             Self::OtherConfig { .. } => Some(
                 "continue with the stored values (`--config RUN/config.toml --resume auto`), or start a new run with \
                  another `--out`"
