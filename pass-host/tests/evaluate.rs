@@ -311,15 +311,11 @@ fn faults_are_told() {
             "train/train`: expected a folder of class folders",
         ),
         (eval("linear", &run, &classes, &["--lrs=-1"]), 2, "`--lrs`: expected a number above 0"),
-        (
-            eval("retrieval", &run, &classes, &[]),
-            1,
-            "expected `dataset.json` or `classes.txt`, found neither",
-        ),
+        (eval("retrieval", &run, &classes, &[]), 1, "has none of the known layouts"),
         (
             eval("retrieval", &run, &scenes, &["--ignore", "3"]),
             1,
-            "expected labels below 2 or 3 (unlabelled), found 9",
+            "label 9 at column 0, row 0 is none of the 2 classes",
         ),
         (eval("retrieval", &folder.path().join("none"), &scenes, &[]), 1, "no weights at"),
     ] {

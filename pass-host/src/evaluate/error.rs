@@ -109,11 +109,8 @@ pub enum EvaluateError {
     #[error(transparent)]
     Pictures(#[from] SegmentError),
     /// Masks without a labelled pixel.
-    #[error("`{}`: no mask has a labelled pixel", path.display())]
-    Unlabelled {
-        /// The data.
-        path: PathBuf,
-    },
+    #[error("no mask of a split has a labelled pixel")]
+    Unlabelled,
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -139,7 +136,6 @@ impl EvaluateError {
             Self::Read { .. }
             | Self::ClassLost { .. }
             | Self::AllBad { .. }
-            | Self::Unlabelled { .. }
             | Self::Tensor(_) => return None,
         })
     }

@@ -145,8 +145,10 @@ impl Extraction {
         }
         check_classes(images, classes, &labels, &bad)?;
         let bad = bad.into_iter().map(|(image, reason)| (image.path.display().to_string(), reason)).collect();
-        let rows = Array2::from_shape_vec((labels.len(), encoder.dim()), values)
-            .map_err(|_| candle_core::Error::Msg("features of another width than the network's".into()))?;
+        // class features of a convolutional network may be wider than those of its patches
+        let width = values.len().checked_div(labels.len()).unwrap_or(encoder.dim());
+        let rows = Array2::from_shape_vec((labels.len(), width), values)
+            .map_err(|_| candle_core::Error::Msg("features of different widths".into()))?;
         Ok(ImageFeatures { rows, labels, views: views.count(), bad })
     }
 }
