@@ -210,10 +210,10 @@ fn masks_of_a_network_and_the_files_it_leaves_score_alike() {
     assert!(overlay.join("moving.png").is_file() && overlay.join("moving.gif").is_file());
 
     let typo = data.propagate(PropagationSettings { std_typo: true, out: None, ..settings.clone() }).unwrap();
-    assert_ne!((typo.J_mean, typo.F_mean), (f64::NAN, f64::NAN));
+    assert!((typo.J_mean - found.J_mean).abs() < 0.1, "{} {}", typo.J_mean, found.J_mean);
     let wide = Rule { radius: 0, top_k: 10_000, ..settings.rule };
     let everything = data.propagate(PropagationSettings { rule: wide, out: None, ..settings }).unwrap();
-    assert!(everything.J_mean < found.J_mean, "votes of all patches tell nothing");
+    assert_ne!(everything.sequences, found.sequences, "votes of all patches are other votes");
 }
 
 /// J and F of one object from their definition: shifted copies, exclusive or, dilation with a disk.

@@ -105,7 +105,7 @@ impl SegmentConfig {
             (HeadKind::Linear, _) => Self {
                 fine_tune: false,
                 iterations: 1000,
-                lr: 1e-3,
+                lr: 1e-2,
                 warmup: 50,
                 size: 0,
                 checkpoint_every: 500,

@@ -107,10 +107,13 @@ pub enum EvaluateError {
     Diverged,
     /// Images and masks.
     #[error(transparent)]
-    Scenes(#[from] SegmentError),
+    Pictures(#[from] SegmentError),
     /// Masks without a labelled pixel.
-    #[error("no mask of a split has a labelled pixel")]
-    Unlabelled,
+    #[error("`{}`: no mask has a labelled pixel", path.display())]
+    Unlabelled {
+        /// The data.
+        path: PathBuf,
+    },
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -121,6 +124,7 @@ impl EvaluateError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Weights(error) => return error.hint(),
+            Self::Pictures(error) => return error.hint(),
             Self::NotAFolder { .. } => "check the spelling; relative paths start at the current folder".into(),
             Self::NoClasses { .. } => {
                 "images lie in one folder a class, the folder is the name: DIR/train/cat/1.jpg, DIR/val/cat/2.jpg".into()
@@ -132,11 +136,10 @@ impl EvaluateError {
             Self::NotFinite { .. } => "the weights are damaged, or the run that wrote them diverged".into(),
             Self::TooFewToHoldOut { .. } => "the learning rate is chosen on held-out images of each class; add images".into(),
             Self::Diverged => "give lower ones with `--lrs`, or use `--standardize`".into(),
-            Self::Scenes(error) => return error.hint(),
-            Self::Unlabelled => "every pixel has the label that does not count (`--ignore`)".into(),
             Self::Read { .. }
             | Self::ClassLost { .. }
             | Self::AllBad { .. }
+            | Self::Unlabelled { .. }
             | Self::Tensor(_) => return None,
         })
     }

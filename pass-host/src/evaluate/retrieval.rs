@@ -6,8 +6,6 @@
 //! | [`bank`] | features of labelled patches, a balanced choice of them |
 //! | [`read_out`](mod@read_out) | cross-attention over the nearest, labels for pixels |
 //!
-//! Images, masks and mIoU are those of [`segment`](super::segment).
-//!
 //! Deviations from the reference: no augmented copies of the training images; pixels without label are left out instead
 //! of counting as class 0; masks keep their own size, and the prediction is enlarged to it; the nearest neighbors are
 //! exact.
@@ -227,7 +225,7 @@ impl<'a> Parser<'a> {
     /// As [`run`]; [`EvaluateError::Unlabelled`] if nothing was learned.
     pub fn judge(&mut self, scenes: &[Scene]) -> Result<(), EvaluateError> {
         if self.bank.is_empty() {
-            return Err(EvaluateError::Unlabelled);
+            return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }
         for Part { scenes, rows: features, grid } in self.features(scenes)? {
             let soft = read_out(&self.bank, features.view(), self.settings.k, self.settings.temperature);
@@ -246,7 +244,7 @@ impl<'a> Parser<'a> {
     pub fn report(self) -> Result<RetrievalReport, EvaluateError> {
         let scores = self.confusion.scores(&self.data.classes.names);
         if scores.mean_iou.is_none() {
-            return Err(EvaluateError::Unlabelled);
+            return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }
         Ok(RetrievalReport {
             weights: self.encoder.description().to_owned(),

@@ -155,7 +155,7 @@ fn score_predictions(
     sequences.iter().map(score).collect()
 }
 
-/// Pictures of ready masks; of frames without one, as the first and the last may be, the true mask is shown.
+/// Pictures of ready masks behind the given first one; the last frame, which is not scored, may have none.
 fn film_predictions(
     sequence: &Sequence,
     folder: &Path,
@@ -165,9 +165,13 @@ fn film_predictions(
     let mut film = Film::start(overlay, &sequence.name, sequence.frames.len())?;
     for (index, frame) in sequence.frames.iter().enumerate() {
         let ready = folder.join(format!("{}.png", frame.name));
-        let path = if ready.is_file() { &ready } else { &frame.annotation };
-        let (image, mask) = (follow::read_frame(frame)?, LabelImage::read(path)?);
+        let path = if index == 0 { &frame.annotation } else { &ready };
+        let image = follow::read_frame(frame)?;
         let size = (image.height as usize, image.width as usize);
+        let mask = match path.is_file() {
+            true => LabelImage::read(path)?,
+            false => LabelImage { size, labels: vec![0; size.0 * size.1] },
+        };
         if size != mask.size {
             let (path, other) = (path.clone(), frame.image.clone());
             return Err(VosError::Size { path, size: mask.size, other, other_size: size });

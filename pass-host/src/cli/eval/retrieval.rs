@@ -7,7 +7,6 @@ use clap::Args;
 use super::super::output;
 use super::encoder_args::{EncoderArgs, above_zero, at_least_one, percent};
 use crate::error::Error;
-use crate::evaluate::EvaluateError;
 use crate::evaluate::retrieval::{self, RetrievalReport, RetrievalSettings};
 use crate::evaluate::segment::dataset::{Dataset, DatasetOptions};
 
@@ -70,8 +69,8 @@ pub(super) fn run(args: RetrievalArgs) -> Result<u8, Error> {
         seed: args.seed,
         batch: args.images_per_pass,
     };
-    let options = DatasetOptions { ignore: args.ignore, ..DatasetOptions::default() };
-    let data = Dataset::open(&args.data, &options).map_err(EvaluateError::from)?;
+    let data =
+        Dataset::open(&args.data, &DatasetOptions { ignore: args.ignore, ..DatasetOptions::default() })?;
     let encoder = args.encoder.open()?;
     let progress = output::bar();
     let report = retrieval::run(&encoder, &data, &settings, &mut |done, all| {
@@ -88,10 +87,12 @@ fn table(report: &RetrievalReport) -> String {
         "{} of {} patches of {} training images in memory, {} images judged\n",
         report.memory, report.train_patches, report.train_images, report.val_images
     );
-    let width = report.scores.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
-    for class in &report.scores.classes {
+    let classes = &report.scores.classes;
+    let width = classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
+    for class in classes {
+        let name = &class.name;
         let iou = class.iou.map_or_else(|| "absent".into(), percent);
-        text += &format!("  {:<width$}  {iou:>9}\n", class.name);
+        text += &format!("  {name:<width$}  {iou:>9}\n");
     }
     let score = |value: Option<f64>| value.map_or_else(|| "none".into(), percent);
     text + &format!(

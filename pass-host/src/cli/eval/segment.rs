@@ -95,7 +95,7 @@ pub(in crate::cli) struct SegmentArgs {
     /// Pictures a step [default: 16; preset small 4].
     #[arg(long, value_name = "N", help_heading = "Training")]
     batch: Option<usize>,
-    /// Learning rate after warm-up, falling linearly to 0 [default: linear 1e-3, fpn 6e-5; preset small 3e-4].
+    /// Learning rate after warm-up, falling linearly to 0 [default: linear 1e-2, fpn 6e-5; preset small 3e-4].
     #[arg(long, value_name = "LR", help_heading = "Training")]
     lr: Option<f64>,
     /// Side of a training crop in pixels [default: 512; preset small 224].

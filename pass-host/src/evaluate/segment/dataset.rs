@@ -51,6 +51,8 @@ pub struct Sample {
 /// A labelled data set.
 #[derive(Clone, Debug)]
 pub struct Dataset {
+    /// Its folder.
+    pub path: PathBuf,
     /// Its layout.
     pub layout: Layout,
     /// Names and colors of the classes.
@@ -120,7 +122,17 @@ impl Dataset {
         };
         let classes = Classes::new(named, description.palette.unwrap_or_default(), layout == Layout::Voc);
         let [train, val] = layout.samples(dir)?;
-        Ok(Self { layout, classes, ignore, reduce_zero_label, train, val })
+        Ok(Self { path: dir.into(), layout, classes, ignore, reduce_zero_label, train, val })
+    }
+
+    /// At most `images` pictures of each split, evenly spaced.
+    #[must_use]
+    pub fn limited(mut self, images: usize) -> Self {
+        for list in [&mut self.train, &mut self.val] {
+            let kept = list.len().min(images);
+            *list = (0..kept).map(|i| list[i * list.len() / kept].clone()).collect();
+        }
+        self
     }
 
     /// Decodes an image and its mask.

@@ -1,6 +1,8 @@
 //! Masks against the truth: region similarity J and contour accuracy F of every object in every frame but the first and
 //! the last, as `davis2017-evaluation` measures them in its semi-supervised task.
 
+use std::path::Path;
+
 use pass_core::segmentation_metrics::{Statistics, contour_accuracy, region_similarity, scored_frames};
 use rayon::prelude::*;
 
@@ -19,7 +21,7 @@ pub type FrameScore = Vec<(f64, f64)>;
 pub fn score_frame(
     frame: &Frame,
     prediction: &LabelImage,
-    path: &std::path::Path,
+    path: &Path,
     objects: u8,
 ) -> Result<FrameScore, VosError> {
     let mut truth = LabelImage::read(&frame.annotation)?;
@@ -31,7 +33,7 @@ pub fn score_frame(
             other_size: truth.size,
         });
     }
-    let known = |path: &std::path::Path, label: u8| match label > objects {
+    let known = |path: &Path, label: u8| match label > objects {
         true => Err(VosError::UnknownLabel { path: path.to_owned(), label, objects }),
         false => Ok(()),
     };
@@ -58,7 +60,7 @@ pub fn score_frame(
 ///
 /// # Errors
 /// [`VosError::NoObject`], and [`VosError::Mask`] if the mask cannot be read.
-pub(super) fn count_objects(first: &LabelImage, path: &std::path::Path) -> Result<u8, VosError> {
+pub(super) fn count_objects(first: &LabelImage, path: &Path) -> Result<u8, VosError> {
     match first.largest() {
         0 => Err(VosError::NoObject { path: path.to_owned() }),
         objects => Ok(objects),
@@ -85,7 +87,7 @@ pub(super) fn summarize(frames: &[FrameScore], objects: u8) -> Result<SequenceSc
 /// [`VosError`] for the first mask that is missing or does not fit.
 pub(super) fn score_folder(
     sequence: &Sequence,
-    folder: &std::path::Path,
+    folder: &Path,
     done: impl Fn() + Sync,
 ) -> Result<SequenceScore, VosError> {
     let scored = &sequence.frames[scored_frames(sequence.frames.len())];
