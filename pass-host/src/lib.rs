@@ -16,10 +16,8 @@
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
-//! | [`evaluate`] | what the features are worth |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
-//! | [`evaluate`] | what the features are good for |
 #![deny(unsafe_code)]
 
 pub mod checkpoint;

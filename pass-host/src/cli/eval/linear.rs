@@ -19,7 +19,7 @@ use crate::evaluate::linear::{self, LinearReport, LinearSettings, USUAL_RATES};
 pub(in crate::cli) struct LinearArgs {
     #[command(flatten)]
     folders: FolderArgs,
-    /// Learning rates for a batch of 256; the real ones follow the batch linearly [default: 13 from 1e-5 to 0.1].
+    /// Learning rates for a batch of 256; the real ones follow the batch linearly [default: 16 from 1e-5 to 1].
     #[arg(long, value_name = "LR,...", value_delimiter = ',', default_values_t = USUAL_RATES, hide_default_value = true)]
     lrs: Vec<f64>,
     /// Passes over all views of the training images.
