@@ -26,14 +26,14 @@ pub mod view;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::DataConfig;
 use crate::data::DataError;
 use crate::data::decode::{DecodeError, decode_rgb};
 use crate::data::index::{ImageIndex, ReadError};
-use crate::model::encoder::{Encoder, EncoderOptions};
+use crate::model::encoder::{Attention, Encoder, EncoderOptions};
 use crate::model::weights::WeightsError;
 use view::Photo;
 
@@ -119,6 +119,14 @@ pub enum PictureError {
         /// What would have been drawn.
         wanted: &'static str,
     },
+    /// Attention that cannot be computed, for example of a ResNet, which has none.
+    #[error("no attention of weights `{label}` can be drawn")]
+    Attention {
+        /// The weights.
+        label: String,
+        /// Why.
+        source: candle_core::Error,
+    },
     /// Numbers that cannot be drawn.
     #[error("weights `{label}` give {what} that are not finite for image `{name}`")]
     NotFinite {
@@ -166,6 +174,7 @@ impl PictureError {
             Self::Write(error) => error.hint(),
             Self::Read { .. }
             | Self::Decode { .. }
+            | Self::Attention { .. }
             | Self::NotFinite { .. }
             | Self::Encode { .. }
             | Self::Tensor(_) => None,
@@ -185,6 +194,15 @@ pub struct Model {
 }
 
 impl Model {
+    /// Softmax attention of the last block for an image `[1, 3, H, W]`.
+    ///
+    /// # Errors
+    /// [`PictureError::Attention`].
+    fn last_attention(&self, image: &Tensor) -> Result<Attention, PictureError> {
+        let named = |source| PictureError::Attention { label: self.label.clone(), source };
+        self.encoder.last_attention(image).map_err(named)
+    }
+
     /// Opens weights; the name is `label`, or made from the path.
     ///
     /// # Errors

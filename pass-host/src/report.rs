@@ -184,9 +184,9 @@ fn findings(judged: &verdict::Verdict) -> Html {
     let mut list = Html::default();
     for finding in &judged.findings {
         list.open("li", &[("class", finding.level.name())]);
-        list.open("p", &[]).text(&finding.text).close("p");
+        list.open("p", &[]).prose(&finding.text).close("p");
         if let Some(advice) = &finding.advice {
-            list.open("p", &[("class", "advice")]).text("Try: ").text(advice).close("p");
+            list.open("p", &[("class", "advice")]).text("Try: ").prose(advice).close("p");
         }
         list.close("li");
     }
@@ -198,7 +198,7 @@ fn log_faults(log: &Log) -> Html {
     if log.faults() > 0 {
         html.open("p", &[("class", Level::Warning.name())]);
         html.text(&format!(
-            "{} lines of {METRICS} could not be used: {}",
+            "{} of the lines of {METRICS} could not be used: {}",
             log.faults(),
             log.first_faults().join("; ")
         ));

@@ -133,7 +133,7 @@ fn a_page_holds_everything_and_escapes_it() {
     let page = check_page(&out);
     for part in [
         "<h1>run &lt;i&gt;&amp;&quot;&#39;</h1>",
-        "1 lines of metrics.jsonl could not be used: line 7: ",
+        "1 of the lines of metrics.jsonl could not be used: line 7: ",
         "<h3>vos</h3>",
         "<td>&lt;u&gt;</td>",
         "<td>/x/&lt;bad&gt;.jpg</td>",
@@ -202,7 +202,7 @@ fn what_is_missing_is_said_on_the_page() {
     fs::write(run.join("config.toml"), "seed = {").unwrap();
     expect_code(&report(&run, &[]), 0);
     let page = check_page(&run.join("report.html"));
-    assert!(page.contains("`config.toml` cannot be understood") && page.contains("seed = {"));
+    assert!(page.contains("<code>config.toml</code> cannot be understood") && page.contains("seed = {"));
 }
 
 #[test]

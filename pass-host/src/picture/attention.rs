@@ -108,7 +108,7 @@ fn maps(model: &Model, view: &View<'_>) -> Result<Vec<Map>, PictureError> {
         };
         return Ok(blocks.iter().enumerate().map(map).collect::<Result<_, _>>()?);
     }
-    let attention = model.encoder.last_attention(&images)?;
+    let attention = model.last_attention(&images)?;
     if attention.prefix == 0 {
         let wanted = "nor has the backbone a class token whose attention could be drawn";
         return Err(PictureError::NoAggregation { label: model.label.clone(), wanted });

@@ -111,7 +111,7 @@ pub fn figure(models: &[Model], photos: &[Photo], request: &Request<'_>) -> Resu
 
 /// Attention of the last block on the host.
 fn attention(model: &Model, view: &View<'_>) -> Result<Attention, PictureError> {
-    let attention = model.encoder.last_attention(&view.tensor(model)?)?;
+    let attention = model.last_attention(&view.tensor(model)?)?;
     let weights = attention.weights.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     Ok(Attention { weights, ..attention })
 }

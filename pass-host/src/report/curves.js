@@ -79,6 +79,8 @@
     holder.append(card);
     const plot = find(".plot");
     const self = { plot, log: false, smooth: [] };
+    // a key that only some log steps have (a probe now and then) is joined over the gaps; elsewhere a gap is a number that was not finite
+    const sparse = spec.curves.map((curve) => 2 * curve.values.filter((value) => value !== null).length < curve.values.length);
     const positive = spec.curves.every((curve) => curve.values.every((value) => value === null || value > 0));
     const toggle = find(".log");
     toggle.hidden = !positive;
@@ -156,27 +158,32 @@
       spec.curves.forEach((curve, index) => {
         const color = `var(--c${index % 4})`;
         if (state.smoothing > 0 && !spec.exact) {
-          curves += `<path class="raw" stroke="${color}" d="${path(curve.values)}"></path>`;
+          curves += `<path class="raw" stroke="${color}" d="${path(curve.values, sparse[index])}"></path>`;
         }
-        curves += `<path class="curve" stroke="${color}" d="${path(self.smooth[index])}"></path>`;
+        curves += `<path class="curve" stroke="${color}" d="${path(self.smooth[index], sparse[index])}"></path>`;
+        if (!sparse[index]) return;
+        for (let at = state.first; at <= state.last; at += 1) {
+          const value = curve.values[at];
+          if (value !== null) curves += `<circle r="2.4" fill="${color}" cx="${across(x[at]).toFixed(1)}" cy="${down(value).toFixed(1)}"></circle>`;
+        }
       });
       find(".curves").innerHTML = curves;
       self.point();
     };
 
-    function path(series) {
+    function path(series, joined) {
       const x = positions();
       let text = "";
       let pen = "M";
       let alone = null;
       for (let at = state.first; at <= state.last; at += 1) {
         if (series[at] === null) {
-          pen = "M";
+          if (!joined) pen = "M";
           continue;
         }
         const point = `${across(x[at]).toFixed(1)} ${down(series[at]).toFixed(1)}`;
         // a value between two gaps would be a line of no length
-        alone = pen === "M" && (at === state.last || series[at + 1] === null);
+        alone = !joined && pen === "M" && (at === state.last || series[at + 1] === null);
         text += alone ? `M${point}h1.5` : pen + point;
         pen = "L";
       }
@@ -188,7 +195,7 @@
       const at = state.hover ?? state.last;
       spec.curves.forEach((curve, index) => {
         let place = at;
-        while (state.hover === null && place > state.first && curve.values[place] === null) place -= 1;
+        while ((sparse[index] || state.hover === null) && place > state.first && curve.values[place] === null) place -= 1;
         values[index].textContent = shown(curve.values[place]);
       });
       let marks = "";

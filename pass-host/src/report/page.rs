@@ -38,6 +38,18 @@ impl Html {
         self
     }
 
+    /// Text in which `words` between backticks are code.
+    pub fn prose(&mut self, text: &str) -> &mut Self {
+        for (index, part) in text.split('`').enumerate() {
+            if index % 2 == 1 {
+                self.open("code", &[]).text(part).close("code");
+            } else {
+                self.text(part);
+            }
+        }
+        self
+    }
+
     /// Another piece.
     pub fn append(&mut self, other: &Self) -> &mut Self {
         self.0 += &other.0;
@@ -67,7 +79,7 @@ impl Html {
         if !lines.is_empty() {
             html.open("ul", &[("class", class)]);
             for line in lines {
-                html.open("li", &[]).text(line).close("li");
+                html.open("li", &[]).prose(line).close("li");
             }
             html.close("ul");
         }
@@ -176,6 +188,9 @@ mod tests {
         let mut html = Html::default();
         html.open("a", &[("title", "\"><script>")]).text("<b>&'\u{0}x").close("a");
         assert_eq!(html.as_str(), "<a title=\"&quot;&gt;&lt;script&gt;\">&lt;b&gt;&amp;&#39;\u{fffd}x</a>");
+        let mut html = Html::default();
+        html.prose("lower `a<b` or `c");
+        assert_eq!(html.as_str(), "lower <code>a&lt;b</code> or <code>c</code>");
         let json = Html::json(&"</script><!-- &");
         assert_eq!(json.as_str(), "\"\\u003c/script\\u003e\\u003c!-- \\u0026\"");
         assert_eq!(serde_json::from_str::<String>(json.as_str()).unwrap(), "</script><!-- &");

@@ -125,6 +125,11 @@ fn list(rows: &[Value]) -> Html {
             columns.push(key.clone());
         }
     }
+    // names before numbers
+    columns.sort_by_key(|column| {
+        let first = objects.iter().find_map(|object| object.get(column).filter(|value| !value.is_null()));
+        !first.is_some_and(Value::is_string)
+    });
     let row = |object: &&Map<String, Value>| {
         columns.iter().map(|column| object.get(column).map_or(String::new(), shown)).collect()
     };
