@@ -109,8 +109,11 @@ pub enum EvaluateError {
     #[error(transparent)]
     Pictures(#[from] SegmentError),
     /// Masks without a labelled pixel.
-    #[error("no mask of a split has a labelled pixel")]
-    Unlabelled,
+    #[error("`{}`: no mask has a labelled pixel", path.display())]
+    Unlabelled {
+        /// The data.
+        path: PathBuf,
+    },
     /// The tensor library refused.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -136,6 +139,7 @@ impl EvaluateError {
             Self::Read { .. }
             | Self::ClassLost { .. }
             | Self::AllBad { .. }
+            | Self::Unlabelled { .. }
             | Self::Tensor(_) => return None,
         })
     }

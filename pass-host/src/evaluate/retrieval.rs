@@ -225,7 +225,7 @@ impl<'a> Parser<'a> {
     /// As [`run`]; [`EvaluateError::Unlabelled`] if nothing was learned.
     pub fn judge(&mut self, scenes: &[Scene]) -> Result<(), EvaluateError> {
         if self.bank.is_empty() {
-            return Err(EvaluateError::Unlabelled);
+            return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }
         for Part { scenes, rows: features, grid } in self.features(scenes)? {
             let soft = read_out(&self.bank, features.view(), self.settings.k, self.settings.temperature);
@@ -244,7 +244,7 @@ impl<'a> Parser<'a> {
     pub fn report(self) -> Result<RetrievalReport, EvaluateError> {
         let scores = self.confusion.scores(&self.data.classes.names);
         if scores.mean_iou.is_none() {
-            return Err(EvaluateError::Unlabelled);
+            return Err(EvaluateError::Unlabelled { path: self.data.path.clone() });
         }
         Ok(RetrievalReport {
             weights: self.encoder.description().to_owned(),

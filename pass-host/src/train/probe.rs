@@ -88,7 +88,7 @@ impl Probe {
                 };
                 let (train, val) = (load(&data.train)?, load(&data.val)?);
                 if ![&train, &val].iter().all(|scenes| scenes.iter().any(Scene::is_labelled)) {
-                    return Err(EvaluateError::Unlabelled);
+                    return Err(EvaluateError::Unlabelled { path: data.path });
                 }
                 let settings = RetrievalSettings { memory: MEMORY, ..RetrievalSettings::default() };
                 Task::Retrieval { data, settings, train, val }
@@ -139,12 +139,6 @@ impl Probe {
     }
 }
 
-/// At most `count` of the samples, evenly spaced.
-fn evenly(samples: &[Sample], count: usize) -> Vec<Sample> {
-    let kept = samples.len().min(count);
-    (0..kept).map(|i| samples[i * samples.len() / kept].clone()).collect()
-}
-
 impl Split {
     fn load(
         images: &[Labelled],
@@ -180,19 +174,5 @@ impl Split {
         }
         normalize_rows(&mut rows);
         Ok(rows)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_are_taken_evenly() {
-        let sample = |i: usize| Sample { name: i.to_string(), image: "i".into(), mask: "m".into() };
-        let samples: Vec<Sample> = (0..10).map(sample).collect();
-        let names = |count| evenly(&samples, count).iter().map(|s| s.name.clone()).collect::<Vec<_>>();
-        assert_eq!(names(3), ["0", "3", "6"]);
-        assert_eq!(names(99).len(), 10);
     }
 }

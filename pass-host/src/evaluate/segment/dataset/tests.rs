@@ -127,3 +127,14 @@ fn every_defect_names_its_file() {
     fs::copy(dir.path().join("images/train/one.png"), twin).unwrap();
     assert!(message(open(dir.path()).unwrap_err()).contains("share one mask"));
 }
+
+#[test]
+fn a_limited_set_is_taken_evenly() {
+    let dir = camvid();
+    let mut set = open(dir.path()).unwrap();
+    let sample = |i: usize| Sample { name: i.to_string(), image: "i".into(), mask: "m".into() };
+    set.train = (0..10).map(sample).collect();
+    let names = |set: Dataset| set.train.iter().map(|sample| sample.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(set.clone().limited(3)), ["0", "3", "6"]);
+    assert_eq!(names(set.limited(99)).len(), 10);
+}
