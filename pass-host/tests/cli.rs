@@ -67,7 +67,7 @@ fn help_of_every_command() {
     ] {
         check(&format!("help_{command}"), &run(&[command, "--help"]));
     }
-    for protocol in ["knn", "linear", "retrieval"] {
+    for protocol in ["knn", "linear", "retrieval", "vos"] {
         check(&format!("help_eval_{protocol}"), &run(&["eval", protocol, "--help"]));
     }
     for command in ["list", "show", "check"] {
