@@ -1,18 +1,18 @@
-//! Features of images from a trained teacher, streamed to a safetensors or npy file.
+//! Features of images from trained weights, streamed to a safetensors or npy file.
 
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 
 use crate::checkpoint::{CheckpointError, write_atomically};
+use crate::config::DataConfig;
 use crate::config::run::{FeatureSettings, Tokens};
-use crate::config::{DataConfig, OpsKind};
 use crate::data::DataError;
 use crate::data::augment::Augmenter;
 use crate::data::decode::decode_rgb;
 use crate::data::index::ImageIndex;
-use crate::model::weights::{TrainedWeights, WeightsError};
-use crate::ops::Ops;
+use crate::model::encoder::{Encoder, EncoderOptions};
+use crate::model::weights::WeightsError;
 
 mod file;
 
@@ -106,24 +106,24 @@ pub fn run(
 ) -> Result<FeatureSummary, FeatureError> {
     let format =
         FileFormat::of(&settings.out).ok_or_else(|| FeatureError::Format { path: settings.out.clone() })?;
-    let weights = TrainedWeights::open(&settings.weights, settings.network, &settings.compute.device)?;
-    let sizes = &weights.architecture;
-    let size = settings.size.unwrap_or(sizes.grid * sizes.patch_size);
-    if size == 0 || !size.is_multiple_of(sizes.patch_size) {
-        return Err(FeatureError::Size { patch_size: sizes.patch_size, found: size });
+    let options =
+        EncoderOptions { network: settings.network, heads: settings.heads, ..EncoderOptions::default() };
+    let encoder = Encoder::open(&settings.weights, &options, &settings.compute.device)?;
+    let patch_size = encoder.stride();
+    let size = settings.size.unwrap_or(encoder.trained_size());
+    if size == 0 || !size.is_multiple_of(patch_size) {
+        return Err(FeatureError::Size { patch_size, found: size });
     }
     let data = DataConfig { images: settings.images.clone(), ..DataConfig::default() };
-    let (backbone, aggregation) = weights.network(Ops::from(OpsKind::Fused))?;
     let index = ImageIndex::build(&data, None)?;
-    let patches = (size / sizes.patch_size).pow(2);
     let row = match settings.tokens {
-        Tokens::Patch => vec![patches, sizes.dim],
-        Tokens::Class => vec![sizes.dim],
+        Tokens::Patch => vec![(size / patch_size).pow(2), encoder.dim()],
+        Tokens::Class => vec![encoder.class_dim()],
     };
     let write = |source| FeatureError::Write { path: settings.out.clone(), source };
     let mut file = FeatureFile::create(&settings.out, format, &row).map_err(write)?;
     let (mut names, mut bad) = (Vec::new(), Vec::new());
-    let (mean, std) = weights.normalization;
+    let (mean, std) = encoder.normalization();
     let mut augmenter = Augmenter::default();
     let all = index.len();
     let mut next = 0;
@@ -144,11 +144,9 @@ pub fn run(
         }
         if count > 0 {
             let images = Tensor::from_vec(pixels, (count, 3, size, size), &settings.compute.device)?;
-            let (patches, grid) = backbone.patchify(&images)?;
-            let features = backbone.forward(&patches, grid, None)?; // [count, N, D]
             let tokens = match settings.tokens {
-                Tokens::Patch => features,
-                Tokens::Class => aggregation.normalize(&aggregation.forward(&features, None)?.class)?,
+                Tokens::Patch => encoder.patch_features(&images)?.features,
+                Tokens::Class => encoder.class_features(&images)?,
             };
             file.append(&tokens.flatten_all()?.to_vec1::<f32>()?).map_err(write)?;
         }

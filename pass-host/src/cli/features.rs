@@ -18,9 +18,9 @@ pub(super) struct FeaturesArgs {
     /// Folders, image files, tars or @lists.
     #[arg(value_name = "IMAGES", required = true)]
     images: Vec<String>,
-    /// Trained weights: a run folder, a checkpoint folder or a safetensors file.
+    /// Weights: a run folder, a checkpoint folder, a file of `export` or `import`; `random:W` = fresh values.
     #[arg(long, value_name = "W")]
-    weights: PathBuf,
+    weights: String,
     /// The file to write: .safetensors or .npy; the image names go to a .images.txt beside it.
     #[arg(long, value_name = "F")]
     out: PathBuf,
@@ -30,6 +30,9 @@ pub(super) struct FeaturesArgs {
     /// `teacher` or `student`.
     #[arg(long, value_enum, value_name = "NETWORK", default_value = "teacher", hide_possible_values = true)]
     network: Network,
+    /// Attention heads, for a file that does not tell.
+    #[arg(long, value_name = "N")]
+    heads: Option<usize>,
     /// Side in pixels to which images are resized and cropped, a multiple of the patch size [default: as in training].
     #[arg(long, value_name = "PIXELS")]
     size: Option<usize>,
@@ -60,6 +63,7 @@ pub(super) fn run(args: FeaturesArgs) -> Result<u8, Error> {
         out: args.out,
         tokens: args.tokens,
         network: args.network,
+        heads: args.heads,
         size: args.size,
         batch: args.batch,
         compute: device::choose(args.compute.device, args.compute.precision)?,

@@ -77,8 +77,10 @@ pub enum Network {
 pub struct FeatureSettings {
     /// As in `data.images`.
     pub images: Vec<String>,
-    /// A run folder, a checkpoint folder or a safetensors file.
-    pub weights: PathBuf,
+    /// What [`Encoder`](crate::model::encoder::Encoder) opens.
+    pub weights: String,
+    /// Attention heads, for files that do not tell.
+    pub heads: Option<usize>,
     /// `.safetensors` or `.npy`.
     pub out: PathBuf,
     /// What to write.

@@ -218,6 +218,14 @@ impl Encoder {
         }
     }
 
+    /// Width of the feature of an image.
+    pub fn class_dim(&self) -> usize {
+        match &self.body {
+            Body::Vit(vit) => vit.architecture.dim,
+            Body::ResNet { sizes, .. } => sizes.outer[3],
+        }
+    }
+
     /// Pixels from one patch to the next.
     pub fn stride(&self) -> usize {
         match &self.body {

@@ -8,13 +8,10 @@ use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
 
 use super::Architecture;
-use super::aggregation::AggregationHead;
-use super::parameters::{LoadError, Parameters};
-use super::vit::Vit;
+use super::parameters::LoadError;
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::TrainConfig;
 use crate::config::run::Network;
-use crate::ops::Ops;
 use crate::train::state::RunState;
 
 /// Metadata keys of an exported file.
@@ -237,15 +234,6 @@ impl TrainedWeights {
     /// Metadata that lets [`TrainedWeights::open`] read the file back.
     pub fn metadata(&self) -> HashMap<String, String> {
         metadata(&self.architecture, &self.normalization)
-    }
-
-    /// Backbone and aggregation head, ready to run.
-    pub fn network(&self, ops: Ops) -> candle_core::Result<(Vit, AggregationHead)> {
-        let named = self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), tensor.contiguous()?)));
-        let parameters: Parameters = named.collect::<candle_core::Result<Vec<_>>>()?.into_iter().collect();
-        let backbone = Vit::new(&parameters, "backbone", &self.architecture, ops)?;
-        let aggregation = AggregationHead::new(&parameters, "ca_head", self.architecture.heads, ops)?;
-        Ok((backbone, aggregation))
     }
 }
 
