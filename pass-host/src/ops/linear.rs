@@ -6,6 +6,7 @@ use super::lanes::{add_multiple, normal, widest};
 use super::product::{Before, Threads, multiply};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use ndarray::{ArrayView2, ArrayViewMut2};
+use rayon::prelude::*;
 use std::sync::OnceLock;
 
 /// What follows the product.
@@ -103,7 +104,15 @@ impl Linear {
             matrix(weight, outputs, inputs)?.t(),
             Threads::All,
         );
-        if self.activation == Activation::Gelu {
+        if self.activation == Activation::Gelu && !self.tracked {
+            y.par_chunks_mut(PART).for_each(|part| {
+                widest!({
+                    for u in part.iter_mut() {
+                        *u *= normal(*u).0;
+                    }
+                });
+            });
+        } else if self.activation == Activation::Gelu {
             let (activated, _) = build(y.len(), PART, |part, activated| {
                 let u = &y[part * PART..][..activated.len()];
                 widest!({
@@ -113,10 +122,8 @@ impl Linear {
                 });
             });
             let u = std::mem::replace(&mut y, activated);
-            if self.tracked {
-                // an operation object lives for one call, so the cell is empty; a second value would be the same
-                self.before_activation.get_or_init(|| u);
-            }
+            // an operation object lives for one call, so the cell is empty; a second value would be the same
+            self.before_activation.get_or_init(|| u);
         }
         let mut shape = x_layout.dims().to_vec();
         *shape.last_mut().expect("checked to have a last dimension") = outputs;
