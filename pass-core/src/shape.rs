@@ -1,6 +1,6 @@
 //! Checked views of row-major slices: a grid of patches, and the tokens on it.
 //!
-//! Lengths are checked at the door of every public function; behind it, [`part`] and [`part_mut`] cut buffers without any
+//! Lengths are checked at the door of every public function; behind it, `part` and `part_mut` cut buffers without any
 //! check that could panic, so that nothing a device runs can.
 
 use crate::error::{Error, Result, check_length};
