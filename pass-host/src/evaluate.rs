@@ -9,12 +9,14 @@
 //! | [`linear`] | linear classification of frozen features |
 //! | [`class_folders`] | folders of classes: which image belongs to which class |
 //! | [`image_features`] | one feature vector an image |
+//! | [`index_png`] | masks as PNG files of numbers |
 //! | [`neighbors`] | the most similar rows of a bank, exactly |
 //! | [`error`] | what can go wrong |
 
 pub mod class_folders;
 pub mod error;
 pub mod image_features;
+pub mod index_png;
 pub mod knn;
 pub mod linear;
 pub mod neighbors;

@@ -8,6 +8,7 @@
 //! | [`aggregation`] | the aggregation head, which holds the class token |
 //! | [`head`] | projection heads with a weight-normalized last layer |
 //! | [`weights`] | trained weights from a run, a checkpoint or an exported file |
+//! | [`weights_file`] | a safetensors file: header first, then tensor by tensor |
 //! | [`timm`] | backbones with class token, from files with timm's names |
 //! | [`resnet`] | ResNet-50 with torchvision's names, for baselines |
 //! | [`encoder`] | any of these, ready to be judged: images in, features out |
@@ -21,6 +22,7 @@ pub mod resnet;
 pub mod timm;
 pub mod vit;
 pub mod weights;
+pub mod weights_file;
 
 use candle_core::Result;
 

@@ -1,33 +1,11 @@
 //! Label propagation, frame preparation and mask metrics.
 
 use pass_core::frame::{MEAN, STD_OF_VIDEO_EVALUATION, normalize_into, prepared_size, resize_bilinear_into};
-use pass_core::propagation::{
-    Clip, ClipShape, Propagation, one_hot_into, resize_nearest_into, segment_into, segment_scratch_len,
-};
+use pass_core::propagation::{Clip, one_hot_into, resize_nearest_into};
 use pass_core::segmentation_metrics::{contour_accuracy, contour_tolerance, region_similarity};
-use pass_core::shape::{PatchGrid, Tokens};
+use pass_core::shape::Tokens;
+use pass_tests::video::{check_propagation, number, transposed, whole};
 use pass_tests::{Golden, GoldenFile, Tolerance};
-use serde_json::Value;
-
-fn whole(value: &Value, key: &str) -> usize {
-    value[key].as_u64().unwrap_or_else(|| panic!("`{key}`: whole number expected in {value}")) as usize
-}
-
-fn number(value: &Value, key: &str) -> f64 {
-    value[key].as_f64().unwrap_or_else(|| panic!("`{key}`: number expected in {value}"))
-}
-
-fn pair(value: &Value, key: &str) -> (usize, usize) {
-    let sides: [usize; 2] = serde_json::from_value(value[key].clone())
-        .unwrap_or_else(|error| panic!("`{key}`: two sides expected in {value}: {error}"));
-    (sides[0], sides[1])
-}
-
-/// `[C, N]` to `[N, C]`, or back with the sizes swapped.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    assert_eq!(values.len(), rows * columns);
-    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
-}
 
 fn bytes(file: &GoldenFile<'_>, name: &str) -> Vec<u8> {
     let pixel = |&value: &f32| {
@@ -38,55 +16,23 @@ fn bytes(file: &GoldenFile<'_>, name: &str) -> Vec<u8> {
 }
 
 pub(super) fn video_propagation(golden: &Golden) {
-    let file = golden.file("video_propagation.safetensors");
-    let (height, width) = pair(file.entry(), "grid");
-    let grid = PatchGrid::new(height, width).expect("the grid of the set");
-    let n = grid.n_patches();
-    let mismatch = number(file.entry(), "label_mismatch_fraction");
-    for (case, sizes) in file.cases().as_object().expect("cases by name") {
-        let name = |part: &str| format!("{case}.{part}");
-        let rule = Propagation {
-            previous_frames: whole(sizes, "previous_frames"),
-            radius: whole(sizes, "mask_radius"),
-            top_k: whole(sizes, "topk"),
-            temperature: number(sizes, "temperature") as f32,
-        };
-        let (features, shape) = file.tensor(&name("features"));
-        let dim = shape[2];
-        let (first, shape) = file.tensor(&name("first_segmentation"));
-        let classes = shape[1];
-        let mut frames = features.chunks_exact(n * dim).map(|frame| Tokens::new(frame, n, dim).unwrap());
-
-        let shape = ClipShape::new(rule, grid, dim, classes).expect("sizes of the set");
+    check_propagation(golden, |shape, frames, first_labels| {
+        let n = shape.grid().n_patches();
         let (mut features, mut labels) = (vec![0.0; shape.features_len()], vec![0.0; shape.labels_len()]);
-        let first_labels = transposed(first, classes, n);
-        let mut clip = Clip::new(
-            shape,
-            &mut features,
-            &mut labels,
-            frames.next().expect("a first frame"),
-            &first_labels,
-        )
-        .expect("first frame");
+        let mut frames = frames.iter().map(|frame| Tokens::new(frame, n, shape.dim()).expect("a frame"));
+        let first = frames.next().expect("a first frame");
+        let mut clip =
+            Clip::new(shape, &mut features, &mut labels, first, first_labels).expect("first frame");
         let mut scratch = vec![f32::NAN; shape.scratch_len()];
-        for (index, frame) in (1..).zip(frames) {
-            let mut soft = vec![f32::NAN; n * classes];
+        let label = |frame| {
+            let mut soft = vec![f32::NAN; shape.frame_labels_len()];
             clip.set_target(frame).expect("target");
             clip.propagate_into(0..n, &mut scratch, &mut soft).expect("propagation");
-            file.check(&name(&format!("propagated{index}")), &transposed(&soft, n, classes));
             clip.keep_target(&soft).expect("labels");
-
-            let size = pair(sizes, "output_size");
-            let mut mask = vec![0; size.0 * size.1];
-            let mut scratch = vec![f32::NAN; segment_scratch_len(grid, classes)];
-            let scale = whole(sizes, "patch_size");
-            segment_into(&soft, grid, classes, scale, size, &mut scratch, &mut mask).expect("mask");
-            let mask: Vec<f32> = mask.into_iter().map(f32::from).collect();
-            let found = file.compare(&name(&format!("labels{index}")), &mask, Tolerance::EXACT);
-            let differing = (found.compared - found.within) as f64 / found.compared as f64;
-            assert!(differing <= mismatch, "{case} labels{index}: {differing} of the pixels differ");
-        }
-    }
+            soft
+        };
+        frames.map(label).collect()
+    });
 }
 
 pub(super) fn video_frame(golden: &Golden) {

@@ -1,67 +1,12 @@
 //! Label propagation as `pass-host eval vos` computes it.
 
-use pass_core::propagation::{ClipShape, Propagation as Rule, segment_into, segment_scratch_len};
-use pass_core::shape::PatchGrid;
 use pass_host::evaluate::vos::Propagation;
-use pass_tests::{Golden, Tolerance};
-use serde_json::Value;
-
-fn whole(value: &Value, key: &str) -> usize {
-    value[key].as_u64().unwrap_or_else(|| panic!("`{key}`: whole number expected in {value}")) as usize
-}
-
-fn number(value: &Value, key: &str) -> f64 {
-    value[key].as_f64().unwrap_or_else(|| panic!("`{key}`: number expected in {value}"))
-}
-
-fn pair(value: &Value, key: &str) -> (usize, usize) {
-    let sides: [usize; 2] = serde_json::from_value(value[key].clone())
-        .unwrap_or_else(|error| panic!("`{key}`: two sides expected in {value}: {error}"));
-    (sides[0], sides[1])
-}
-
-/// `[rows, columns]` to `[columns, rows]`.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    assert_eq!(values.len(), rows * columns);
-    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
-}
+use pass_tests::Golden;
+use pass_tests::video::check_propagation;
 
 pub(super) fn video_propagation(golden: &Golden) {
-    let file = golden.file("video_propagation.safetensors");
-    let (height, width) = pair(file.entry(), "grid");
-    let grid = PatchGrid::new(height, width).expect("the grid of the set");
-    let n = grid.n_patches();
-    let mismatch = number(file.entry(), "label_mismatch_fraction");
-    for (case, sizes) in file.cases().as_object().expect("cases by name") {
-        let name = |part: &str| format!("{case}.{part}");
-        let rule = Rule {
-            previous_frames: whole(sizes, "previous_frames"),
-            radius: whole(sizes, "mask_radius"),
-            top_k: whole(sizes, "topk"),
-            temperature: number(sizes, "temperature") as f32,
-        };
-        let (features, shape) = file.tensor(&name("features"));
-        let dim = shape[2];
-        let (first, shape) = file.tensor(&name("first_segmentation"));
-        let classes = shape[1];
-        let shape = ClipShape::new(rule, grid, dim, classes).expect("sizes of the set");
-        let mut frames = features.chunks_exact(n * dim);
-        let first_frame = frames.next().expect("a first frame");
-        let mut clip =
-            Propagation::new(shape, first_frame, &transposed(first, classes, n)).expect("first frame");
-        for (index, frame) in (1..).zip(frames) {
-            let soft = clip.next(frame).expect("labels");
-            file.check(&name(&format!("propagated{index}")), &transposed(&soft, n, classes));
-
-            let size = pair(sizes, "output_size");
-            let mut mask = vec![0; size.0 * size.1];
-            let mut scratch = vec![0.0; segment_scratch_len(grid, classes)];
-            let scale = whole(sizes, "patch_size");
-            segment_into(&soft, grid, classes, scale, size, &mut scratch, &mut mask).expect("mask");
-            let mask: Vec<f32> = mask.into_iter().map(f32::from).collect();
-            let found = file.compare(&name(&format!("labels{index}")), &mask, Tolerance::EXACT);
-            let differing = (found.compared - found.within) as f64 / found.compared as f64;
-            assert!(differing <= mismatch, "{case} labels{index}: {differing} of the pixels differ");
-        }
-    }
+    check_propagation(golden, |shape, frames, first_labels| {
+        let mut clip = Propagation::new(shape, frames[0], first_labels).expect("first frame");
+        frames[1..].iter().map(|frame| clip.next(frame).expect("labels")).collect()
+    });
 }

@@ -6,6 +6,7 @@
 //! | [`json`] | the JSON files of the set, with the same accounting |
 //! | [`compare`] | `abs(a - b) <= atol + rtol * abs(b)`, integers exactly, sets, stepped weights |
 //! | [`suite`] | one test per file, and one that refuses a file no test knows |
+//! | [`video`] | label propagation over the clips of the set |
 //!
 //! A golden test binary is a table from file to function:
 //!
@@ -30,6 +31,7 @@ pub mod compare;
 pub mod golden;
 pub mod json;
 pub mod suite;
+pub mod video;
 
 pub use compare::{Comparison, SteppedWeights, Tolerance};
 pub use golden::{Golden, GoldenFile, TensorSpec};

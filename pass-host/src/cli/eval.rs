@@ -28,7 +28,7 @@ impl EvalCommand {
     pub(super) fn compute(&self) -> &ComputeArgs {
         match self {
             Self::Vos(args) => &args.compute,
-            Self::Segment(args) => &args.compute,
+            Self::Segment(args) => &args.encoder.compute,
             Self::Retrieval(args) => &args.encoder.compute,
             Self::Knn(args) => &args.encoder.compute,
             Self::Linear(args) => &args.encoder.compute,

@@ -2,11 +2,13 @@
 
 use std::error::Error as _;
 use std::io::Write;
+use std::path::Path;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::checkpoint::write_atomically;
 use crate::error::Error;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
@@ -72,6 +74,19 @@ pub(super) fn print(text: &str) -> Result<(), Error> {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         result => result.map_err(Error::Output),
     }
+}
+
+/// A result: the table for people, and one JSON object to a file, or instead of the table to standard output (`-`).
+pub(super) fn report(json: Option<&Path>, report: &impl Serialize, table: &str) -> Result<(), Error> {
+    match json {
+        Some(path) if path == Path::new("-") => return print_json(report),
+        Some(path) => {
+            let text = serde_json::to_string_pretty(report).map_err(|e| Error::Output(e.into()))?;
+            write_atomically(path, format!("{text}\n").as_bytes())?;
+        }
+        None => {}
+    }
+    print(table)
 }
 
 /// One JSON object on standard output.

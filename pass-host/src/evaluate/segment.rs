@@ -2,7 +2,7 @@
 //!
 //! | file | job |
 //! |---|---|
-//! | [`dataset`], [`classes`], [`index_png`] | a folder of images and masks; names and colors; PNGs of class numbers |
+//! | [`dataset`], [`classes`] | a folder of images and masks; names and colors |
 //! | [`view`], [`photometric`] | a picture as the network sees it: whole, or a random crop |
 //! | [`pictures`] | pictures decoded ahead; features kept |
 //! | [`head_linear`], [`head_fpn`] | features -> a coarse map of logits |
@@ -15,7 +15,6 @@ pub mod dataset;
 mod error;
 pub mod head_fpn;
 pub mod head_linear;
-pub mod index_png;
 pub mod judge;
 pub mod metrics;
 pub mod model;

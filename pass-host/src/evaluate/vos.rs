@@ -35,7 +35,7 @@ use pass_core::segmentation_metrics::scored_frames;
 pub use davis::{Frame, Selection, Sequence, sequences};
 pub use error::VosError;
 pub use follow::{Follower, Segmented};
-pub use masks::{LabelImage, MaskError, VOID, color};
+pub use masks::{LabelImage, VOID, color};
 pub use prepare::{Preparation, Prepared};
 pub use propagate::Propagation;
 pub use report::{ObjectScore, SequenceScore, VosReport};
@@ -210,7 +210,8 @@ fn propagate_and_score(
             let frame = &frames[index];
             if let Some(out) = &out {
                 let path = out.join(format!("{}.png", frame.name));
-                let bytes = mask.encode().map_err(|source| VosError::Mask { path: path.clone(), source })?;
+                let bytes =
+                    mask.encode().map_err(|source| VosError::EncodeMask { path: path.clone(), source })?;
                 write_atomically(&path, &bytes)?;
             }
             if index == 0 {

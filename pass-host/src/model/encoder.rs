@@ -12,6 +12,7 @@ use super::resnet::{self, Dilation, ResNet, ResNetFile, ResNetSizes};
 use super::timm::{IMAGENET, TimmVit};
 use super::vit::{DropPathDraws, Vit};
 use super::weights::{TrainedWeights, WeightsError};
+use super::weights_file::{Names, WeightsFile};
 use super::{Architecture, LAYER_NORM_EPS};
 use crate::config::run::Network;
 use crate::ops::Ops;
@@ -113,16 +114,30 @@ impl Encoder {
             Some(path) => (Path::new(path), true),
             None => (Path::new(weights), false),
         };
-        if path.is_file() {
-            if let Some(file) = ResNetFile::open(path, device)? {
-                return Ok(Self::resnet(file, random, options, device)?);
+        let own = if path.is_file() {
+            let file = WeightsFile::open(path)?;
+            match file.names() {
+                Names::ResNet => {
+                    return Ok(Self::resnet(ResNetFile::read(file, device)?, random, options, device)?);
+                }
+                Names::Timm => {
+                    let file = TimmVit::read(file, options.heads, device)?;
+                    let TimmVit { architecture, positions, tensors, .. } = file;
+                    return Ok(Self::vit(
+                        architecture,
+                        IMAGENET,
+                        positions,
+                        tensors,
+                        random,
+                        options,
+                        device,
+                    )?);
+                }
+                Names::Own => TrainedWeights::read(file, device)?,
             }
-            if let Some(file) = TimmVit::open(path, options.heads, device)? {
-                let TimmVit { architecture, positions, tensors, .. } = file;
-                return Ok(Self::vit(architecture, IMAGENET, positions, tensors, random, options, device)?);
-            }
-        }
-        let own = TrainedWeights::open(path, options.network, device)?;
+        } else {
+            TrainedWeights::open(path, options.network, device)?
+        };
         let TrainedWeights { architecture, normalization, tensors } = own;
         Ok(Self::vit(architecture, normalization, ResizeRule::Offset, tensors, random, options, device)?)
     }

@@ -5,14 +5,12 @@
 //! `w' = w γ/√(σ² + ε)`, `b' = β − μ γ/√(σ² + ε)`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
-use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
-use safetensors::SafeTensors;
 
 use super::parameters::{LoadError, Parameters};
 use super::weights::WeightsError;
+use super::weights_file::WeightsFile;
 use crate::ops::{Ops, Placement, Rectifier};
 use crate::random::{Purpose, Stream};
 
@@ -127,31 +125,14 @@ pub struct ResNetFile {
 }
 
 impl ResNetFile {
-    /// Reads the file; nothing if it is a safetensors file of another kind.
+    /// Reads the tensors of a file with these names.
     ///
     /// # Errors
     /// [`WeightsError`] for a file that cannot be read and for any tensor that is missing, left over, of another shape
     /// or not finite.
-    pub fn open(path: &Path, device: &Device) -> std::result::Result<Option<Self>, WeightsError> {
-        let bytes = fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
-        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
-            path: path.into(),
-            reason: error.to_string(),
-        };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
-        if !header.tensors().contains_key(MARK) {
-            return Ok(None);
-        }
-        let tensors: BTreeMap<_, _> =
-            candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)?.into_iter().collect();
-        Self::fold(tensors, path, device).map(Some)
-    }
-
-    fn fold(
-        mut tensors: BTreeMap<String, Tensor>,
-        path: &Path,
-        device: &Device,
-    ) -> std::result::Result<Self, WeightsError> {
+    pub fn read(mut file: WeightsFile, device: &Device) -> std::result::Result<Self, WeightsError> {
+        let mut tensors: BTreeMap<_, _> = file.tensors(&Device::Cpu)?.into_iter().collect();
+        let path = file.path();
         let expected = tensors.len();
         let load = |source| WeightsError::Load { path: path.into(), source };
         let sizes = ResNetSizes::find(|name| tensors.get(name).map(|tensor| tensor.dims().to_vec()))

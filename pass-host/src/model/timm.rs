@@ -1,23 +1,22 @@
 //! Vision Transformers from files with timm's names: class token, registers, LayerScale and final norm are optional parts.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 
 use super::Architecture;
 use super::parameters::LoadError;
 use super::pos_embed::ResizeRule;
 use super::weights::WeightsError;
+use super::weights_file::WeightsFile;
 
 /// ImageNet statistics, which networks with timm's names are trained with.
 pub const IMAGENET: ([f32; 3], [f32; 3]) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
 /// Channels of an attention head where a file does not tell.
 const USUAL_HEAD: usize = 64;
 /// The tensor that marks such a file.
-const MARK: &str = "patch_embed.proj.weight";
+pub const MARK: &str = "patch_embed.proj.weight";
 /// Metadata keys that `pass-host import` writes.
 const HEADS: &str = "heads";
 const POSITIONS: &str = "positions";
@@ -49,24 +48,14 @@ pub struct OptionalParts {
 }
 
 impl TimmVit {
-    /// Reads the file; nothing if it is a safetensors file of another kind.
-    ///
-    /// `heads` overrides what the metadata says.
+    /// Reads the tensors of a file with these names; `heads` overrides what its metadata says.
     ///
     /// # Errors
     /// [`WeightsError`] for a file that cannot be read and for any tensor that is missing, left over, of another shape
     /// or not finite.
-    pub fn open(path: &Path, heads: Option<usize>, device: &Device) -> Result<Option<Self>, WeightsError> {
-        let bytes = fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
-        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
-            path: path.into(),
-            reason: error.to_string(),
-        };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
-        if !header.tensors().contains_key(MARK) {
-            return Ok(None);
-        }
-        let metadata = header.metadata().clone().unwrap_or_default();
+    pub fn read(mut file: WeightsFile, heads: Option<usize>, device: &Device) -> Result<Self, WeightsError> {
+        let tensors: BTreeMap<_, _> = file.tensors(device)?.into_iter().collect();
+        let (path, metadata) = (file.path(), file.metadata());
         let told = match metadata.get(HEADS) {
             Some(text) => Some(text.parse().ok().filter(|heads| *heads > 0).ok_or_else(|| {
                 let (path, found) = (path.into(), text.clone());
@@ -87,11 +76,9 @@ impl TimmVit {
                 });
             }
         };
-        let tensors: BTreeMap<_, _> =
-            candle_core::safetensors::load_buffer(&bytes, device)?.into_iter().collect();
         let mut source = Source { path, expected: tensors.len(), tensors };
         let (architecture, parts, tensors) = source.backbone(heads.or(told))?;
-        Ok(Some(Self { architecture, positions, tensors, parts, count: source.expected }))
+        Ok(Self { architecture, positions, tensors, parts, count: source.expected })
     }
 }
 

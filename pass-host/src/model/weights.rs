@@ -1,14 +1,13 @@
 //! Trained weights from wherever they are: a run, one of its checkpoints, or an exported file.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use safetensors::SafeTensors;
 
 use super::Architecture;
 use super::parameters::LoadError;
+use super::weights_file::WeightsFile;
 use crate::checkpoint::{self, CheckpointError};
 use crate::config::TrainConfig;
 use crate::config::run::Network;
@@ -128,7 +127,7 @@ impl TrainedWeights {
     /// `network` chooses between the two networks of a run; an exported file holds one.
     pub fn open(path: &Path, network: Network, device: &Device) -> Result<Self, WeightsError> {
         if path.is_file() {
-            return Self::from_file(path, device);
+            return Self::read(WeightsFile::open(path)?, device);
         }
         if !path.is_dir() {
             return Err(WeightsError::NotFound { path: path.into() });
@@ -158,18 +157,17 @@ impl TrainedWeights {
         weights.checked(path)
     }
 
-    fn from_file(path: &Path, device: &Device) -> Result<Self, WeightsError> {
-        let bytes = fs::read(path).map_err(|source| WeightsError::Io { path: path.into(), source })?;
-        let format = |error: safetensors::SafeTensorError| WeightsError::Format {
-            path: path.into(),
-            reason: error.to_string(),
-        };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(format)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+    /// Reads the tensors of a file with our own names.
+    ///
+    /// # Errors
+    /// [`WeightsError`] for a file that does not say what network it belongs to, and for any tensor that is missing, left
+    /// over or of another shape.
+    pub fn read(mut file: WeightsFile, device: &Device) -> Result<Self, WeightsError> {
+        let (path, metadata) = (file.path().to_owned(), file.metadata());
         let whole = |key: &'static str| {
             let found = metadata.get(key).cloned().unwrap_or_else(|| "nothing".into());
             found.parse::<usize>().ok().filter(|&value| value > 0).ok_or(WeightsError::Metadata {
-                path: path.into(),
+                path: path.clone(),
                 key,
                 expected: "a positive whole number",
                 found,
@@ -179,7 +177,7 @@ impl TrainedWeights {
         let (dim, heads) = (dim?, heads?);
         if dim % heads != 0 {
             return Err(WeightsError::Metadata {
-                path: path.into(),
+                path: path.clone(),
                 key: KEYS[2],
                 expected: "a divisor of `pass.dim`",
                 found: heads.to_string(),
@@ -188,14 +186,14 @@ impl TrainedWeights {
         let found = metadata.get(KEYS[5]).cloned().unwrap_or_else(|| "nothing".into());
         let normalization: ([f32; 3], [f32; 3]) =
             serde_json::from_str(&found).map_err(|_| WeightsError::Metadata {
-                path: path.into(),
+                path: path.clone(),
                 key: KEYS[5],
                 expected: "[[mean r, g, b], [std r, g, b]]",
                 found,
             })?;
         let architecture = Architecture::backbone_only(dim, depth?, heads, patch_size?, grid?);
-        let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
-        Self { architecture, normalization, tensors }.checked(path)
+        let tensors = file.tensors(device)?;
+        Self { architecture, normalization, tensors }.checked(&path)
     }
 
     /// Every tensor of backbone and aggregation head, of its shape, and nothing else.

@@ -13,6 +13,7 @@ use crate::config::run::Network;
 use crate::model::pos_embed::{PositionEmbedding, ResizeRule};
 use crate::model::timm::{IMAGENET, OptionalParts, TimmVit};
 use crate::model::weights::TrainedWeights;
+use crate::model::weights_file::{Names, WeightsFile};
 
 /// A network and how it was read.
 pub(super) struct Source {
@@ -81,8 +82,9 @@ pub(super) fn open(
     size: Option<(usize, usize)>,
     heads: Option<usize>,
 ) -> Result<Source, QuantizeError> {
-    let timm = if path.is_file() { TimmVit::open(path, heads, &Device::Cpu)? } else { None };
-    if let Some(file) = timm {
+    let file = if path.is_file() { Some(WeightsFile::open(path)?) } else { None };
+    if let Some(file) = file.filter(|file| file.names() == Names::Timm) {
+        let file = TimmVit::read(file, heads, &Device::Cpu)?;
         let note = format!("{0} of {0} tensors (timm's names)", file.count);
         let options = Options { size, normalization: IMAGENET, rule: file.positions };
         return read(Tensors(file.tensors), &file.architecture, file.parts, note, &options);

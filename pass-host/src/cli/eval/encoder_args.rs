@@ -1,12 +1,11 @@
 //! Which weights are judged, where, and where the result goes: the same flags for every protocol.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::super::{ComputeArgs, output};
-use crate::checkpoint::write_atomically;
 use crate::config::run::Network;
 use crate::device;
 use crate::error::Error;
@@ -18,13 +17,13 @@ pub(super) struct EncoderArgs {
     /// Weights: a run folder, a checkpoint folder, or a file of `export` or `import`; `random:W` = the same architecture
     /// with fresh values.
     #[arg(long, value_name = "W")]
-    weights: String,
+    pub(super) weights: String,
     /// `teacher` or `student`, where the weights hold both.
     #[arg(long, value_enum, value_name = "NETWORK", default_value = "teacher", hide_possible_values = true)]
-    network: Network,
+    pub(super) network: Network,
     /// Attention heads, for files that do not tell.
     #[arg(long, value_name = "N")]
-    heads: Option<usize>,
+    pub(super) heads: Option<usize>,
     /// Write the result as one JSON object to FILE, or to standard output.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
@@ -45,16 +44,7 @@ impl EncoderArgs {
 
     /// The result: the table for people, unless the JSON object goes to standard output.
     pub(super) fn report(&self, report: &impl Serialize, table: &str) -> Result<(), Error> {
-        match self.json.as_deref() {
-            Some(path) if path == Path::new("-") => output::print_json(report),
-            Some(path) => {
-                let mut text = serde_json::to_string_pretty(report).map_err(|e| Error::Output(e.into()))?;
-                text.push('\n');
-                write_atomically(path, text.as_bytes())?;
-                output::print(table)
-            }
-            None => output::print(table),
-        }
+        output::report(self.json.as_deref(), report, table)
     }
 }
 

@@ -9,10 +9,10 @@ use candle_core::DType;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
 
-use crate::checkpoint::write_atomically;
+use super::encoder_args::EncoderArgs;
 use crate::cli::train::catch_interrupts;
-use crate::cli::{ComputeArgs, output, run_folder};
-use crate::config::run::{Ending, Network};
+use crate::cli::{output, run_folder};
+use crate::config::run::Ending;
 use crate::config::segment::{HeadKind, SegmentConfig, SegmentPreset};
 use crate::device;
 use crate::error::Error;
@@ -32,9 +32,6 @@ Layouts: camvid  images/{train,val}  labels/{train,val}
          voc     JPEGImages  SegmentationClass  ImageSets/Segmentation/{train,val}.txt
 Ctrl-C writes a checkpoint; `--resume` goes on, with the same result as without the stop.")]
 pub(in crate::cli) struct SegmentArgs {
-    /// Trained weights: a run folder, a checkpoint folder or a safetensors file; `random:` before it = untrained.
-    #[arg(long, value_name = "W")]
-    weights: String,
     /// The folder of images and masks.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
@@ -44,9 +41,6 @@ pub(in crate::cli) struct SegmentArgs {
     /// `paper` (40 000 iterations of 16 crops of 512) or `small` (600 of 4 crops of 224), for the FPN.
     #[arg(long, value_enum, value_name = "PRESET", default_value = "paper", hide_possible_values = true)]
     preset: SegmentPreset,
-    /// Result as one JSON object in this file; `-` for standard output.
-    #[arg(long, value_name = "F", num_args = 0..=1, default_missing_value = "-")]
-    json: Option<PathBuf>,
     /// Run folder: checkpoints and result.json [default: runs/segment-N].
     #[arg(long, value_name = "RUNDIR")]
     out: Option<PathBuf>,
@@ -56,13 +50,6 @@ pub(in crate::cli) struct SegmentArgs {
     /// Write every prediction as an index PNG to this folder, and some beside image and labels to its `overlays`.
     #[arg(long, value_name = "DIR")]
     predictions: Option<PathBuf>,
-    /// `teacher` or `student`.
-    #[arg(long, value_enum, value_name = "NETWORK", default_value = "teacher", hide_possible_values = true)]
-    network: Network,
-    /// Attention heads, for files that do not tell.
-    #[arg(long, value_name = "N")]
-    heads: Option<usize>,
-
     /// Layout of the folder: `auto` (the one that fits), `camvid`, `ade20k` or `voc`.
     #[arg(long, value_name = "LAYOUT", default_value = "auto", value_parser = layout, help_heading = "Data")]
     layout: LayoutChoice,
@@ -114,7 +101,7 @@ pub(in crate::cli) struct SegmentArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Training")]
     checkpoint_every: Option<u64>,
     #[command(flatten)]
-    pub(in crate::cli) compute: ComputeArgs,
+    pub(super) encoder: EncoderArgs,
 }
 
 /// A layout, or whichever fits.
@@ -141,15 +128,7 @@ pub(super) fn run(args: SegmentArgs) -> Result<u8, Error> {
     let mut shown = Shown::default();
     let report = segment::run(&settings, |event| shown.show(event))?;
     shown.clear();
-    match args.json.as_deref() {
-        Some(path) if path == Path::new("-") => output::print_json(&report)?,
-        Some(path) => {
-            let text = serde_json::to_vec_pretty(&report).map_err(|e| Error::Output(e.into()))?;
-            write_atomically(path, &text)?;
-            output::print(&table(&report))?;
-        }
-        None => output::print(&table(&report))?,
-    }
+    args.encoder.report(&report, &table(&report))?;
     Ok(0)
 }
 
@@ -158,14 +137,14 @@ fn settings(args: &SegmentArgs) -> Result<SegmentSettings, Error> {
     if let Some((flag, expected, found)) = config.invalid() {
         return Err(Error::usage(format!("`{flag}`: expected {expected}, found {found}"), "leave it out"));
     }
-    let compute = device::choose(args.compute.device, args.compute.precision)?;
+    let compute = device::choose(args.encoder.compute.device, args.encoder.compute.precision)?;
     if compute.dtype != DType::F32 {
         return Err(Error::usage("`--precision bf16`: segmentation computes in f32", "leave it out"));
     }
     Ok(SegmentSettings {
-        weights: args.weights.clone(),
-        network: args.network,
-        heads: args.heads,
+        weights: args.encoder.weights.clone(),
+        network: args.encoder.network,
+        heads: args.encoder.heads,
         data: args.data.clone(),
         dataset: DatasetOptions {
             layout: args.layout.0,

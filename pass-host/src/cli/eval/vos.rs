@@ -44,8 +44,8 @@ pub(in crate::cli) struct VosArgs {
     /// Write the frames with their masks painted over them: a strip and a moving picture a sequence, DIR/SEQUENCE.png, .gif.
     #[arg(long, value_name = "DIR")]
     overlay: Option<PathBuf>,
-    /// Write the figures as one JSON object; `-` = to standard output.
-    #[arg(long, value_name = "F")]
+    /// Write the figures as one JSON object to FILE, or to standard output.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     json: Option<PathBuf>,
     /// Write the figures as a table with a row an object.
     #[arg(long, value_name = "F")]
@@ -140,16 +140,8 @@ fn write_report(report: &VosReport, json: Option<&Path>, csv: Option<&Path>) -> 
     if let Some(path) = csv {
         write_atomically(path, report.csv().as_bytes())?;
     }
-    match json {
-        Some(path) if path == Path::new("-") => return output::print_json(report),
-        Some(path) => {
-            let text = serde_json::to_string_pretty(report).map_err(|error| Error::Output(error.into()))?;
-            write_atomically(path, format!("{text}\n").as_bytes())?;
-        }
-        None => {}
-    }
     output::note(&report.judged);
-    output::print(&report.table())?;
+    output::report(json, report, &report.table())?;
     if let Some(speed) = report.frames_per_s {
         output::note(&format!("{speed:.2} frames per second"));
     }

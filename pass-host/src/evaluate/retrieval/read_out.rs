@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::super::neighbors::nearest;
 use super::bank::Bank;
+use crate::ops::{Taps, largest_class};
 
 /// Soft labels of patches, `[Q, C]`: cross-attention over the `k` nearest patches of the bank, with weights
 /// `softmax(cosine / temperature)` and the shares of the classes as values.
@@ -32,18 +33,6 @@ pub fn read_out(bank: &Bank, queries: ArrayView2<'_, f32>, k: usize, temperature
     soft
 }
 
-/// Two neighboring patches of an axis and the weight of the second, for each pixel: bilinear, pixel centers aligned
-/// (`align_corners = false`).
-fn taps(patches: usize, pixels: usize) -> Vec<(usize, usize, f32)> {
-    let scale = patches as f64 / pixels as f64;
-    let tap = |pixel: usize| {
-        let place = ((pixel as f64 + 0.5) * scale - 0.5).max(0.0);
-        let first = (place as usize).min(patches - 1);
-        (first, (first + 1).min(patches - 1), (place - first as f64) as f32)
-    };
-    (0..pixels).map(tap).collect()
-}
-
 /// The class of every pixel, `[height, width]`: soft labels of a grid, enlarged bilinearly, largest wins; equal ones go to
 /// the lower class.
 ///
@@ -56,34 +45,8 @@ pub fn enlarge(
     (rows, columns): (usize, usize),
     (height, width): (usize, usize),
 ) -> Vec<u8> {
-    let classes = soft.ncols();
-    assert!(
-        soft.nrows() == rows * columns && rows > 0 && columns > 0 && classes > 0,
-        "soft labels of a grid"
-    );
-    let (down, right) = (taps(rows, height), taps(columns, width));
-    let mut labels = vec![0; height * width];
-    labels.par_chunks_exact_mut(width).zip(&down).for_each(|(line, &(upper, lower, share))| {
-        let blended = Array2::from_shape_fn((columns, classes), |(column, class)| {
-            let [a, b] = [upper, lower].map(|row| soft[[row * columns + column, class]]);
-            a + (b - a) * share
-        });
-        for (label, &(left, right, share)) in line.iter_mut().zip(&right) {
-            let value = |class: usize| {
-                let (a, b) = (blended[[left, class]], blended[[right, class]]);
-                a + (b - a) * share
-            };
-            let mut best = (0, value(0));
-            for class in 1..classes {
-                let value = value(class);
-                if value > best.1 {
-                    best = (class, value);
-                }
-            }
-            *label = best.0 as u8;
-        }
-    });
-    labels
+    let map: Vec<f32> = soft.iter().copied().collect();
+    largest_class(&map, soft.ncols(), &Taps::bilinear(rows, height), &Taps::bilinear(columns, width))
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use super::super::index_png::voc_color;
 use super::dataset::Layout;
 use super::error::SegmentError;
-use super::index_png::voc_color;
 
 /// Names and colors, by class.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::super::index_png::{self, Gray};
 use super::classes::{self, Classes};
 use super::error::SegmentError;
-use super::index_png;
 use crate::data::Rgb8Image;
 use crate::data::decode::decode_rgb;
 use crate::ops::IGNORED;
@@ -141,7 +141,7 @@ impl Dataset {
     /// [`SegmentError`] naming the file: unreadable, sizes that differ, a label that is no class.
     pub fn load(&self, sample: &Sample) -> Result<Picture, SegmentError> {
         let image = read_image(&sample.image)?;
-        let mask = index_png::read(&sample.mask)?;
+        let mask = index_png::read(&sample.mask, Gray::Numbers)?;
         let (expected, found) = ((image.width, image.height), (mask.width, mask.height));
         if expected != found {
             return Err(SegmentError::MaskSize { path: sample.mask.clone(), expected, found });

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::index_png::IndexPngError;
+use super::super::index_png::IndexPngError;
 use crate::checkpoint::CheckpointError;
 use crate::data::DecodeError;
 use crate::model::weights::WeightsError;
@@ -199,7 +199,7 @@ impl SegmentError {
                 "if {label} marks unlabelled pixels, pass `--ignore {label}`; if labels start at 1 and 0 is unlabelled, \
                  `--reduce-zero-label true`; else give all classes with `--classes FILE`"
             )),
-            Self::Mask(error) => Some(error.hint()),
+            Self::Mask(error) => error.hint(),
             Self::MaskSize { .. } => {
                 Some("masks must not be resized with interpolation; take them from the data set again".into())
             }

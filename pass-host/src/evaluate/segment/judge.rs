@@ -1,16 +1,18 @@
 //! The test: whole pictures, one scale; every pixel of the original size gets a class.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use image::{ImageFormat, RgbImage};
 
+use super::super::index_png::{self, IndexImage};
 use super::dataset::{Dataset, Picture, Sample};
 use super::error::SegmentError;
-use super::index_png::{self, IndexImage};
 use super::metrics::{Confusion, Scores};
 use super::model::SegmentModel;
 use super::pictures::whole_pictures;
+use crate::checkpoint::write_atomically;
 use crate::config::segment::SegmentConfig;
 use crate::ops::{IGNORED, largest_class};
 
@@ -75,7 +77,8 @@ fn write_prediction(
         height: picture.image.height,
         indices: found.iter().map(|&class| dataset.stored_label(class)).collect(),
     };
-    index_png::write(&path, &image, &palette).map_err(|source| SegmentError::Write { path, source })
+    let failed = |error: png::EncodingError| SegmentError::Write { path: path.clone(), source: error.into() };
+    Ok(write_atomically(&path, &index_png::encode(&image, &palette).map_err(failed)?)?)
 }
 
 /// Image, labels and prediction side by side.
@@ -104,7 +107,9 @@ fn write_overlay(
     fs::create_dir_all(parent).map_err(failed)?;
     let image = RgbImage::from_raw(3 * width as u32, height as u32, strip)
         .ok_or_else(|| failed(std::io::Error::other("too large")))?;
-    image.save_with_format(&path, ImageFormat::Png).map_err(|error| failed(std::io::Error::other(error)))
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).map_err(|error| failed(std::io::Error::other(error)))?;
+    Ok(write_atomically(&path, bytes.get_ref())?)
 }
 
 fn overlay_path(folder: &Path, name: &str) -> PathBuf {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use candle_core::Tensor;
 use image::{Rgb, RgbImage};
 
-use super::index_png::{IndexImage, voc_color};
+use super::super::index_png::{self, Gray, IndexImage, voc_color};
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::config::segment::{HeadKind, SegmentPreset};
@@ -67,7 +67,8 @@ fn data(folder: &Path) {
                 (0..20).flat_map(|y| (0..26).map(move |x| (x, y))).map(|(x, y)| label(x, y)).collect();
             let palette: Vec<[u8; 3]> = (0..=255).map(voc_color).collect();
             let mask = IndexImage { width: 26, height: 20, indices };
-            index_png::write(&masks.join(format!("{index}.png")), &mask, &palette).unwrap();
+            fs::write(masks.join(format!("{index}.png")), index_png::encode(&mask, &palette).unwrap())
+                .unwrap();
         }
     }
     fs::write(folder.join("classes.txt"), "0 dark\n1 red\n2 green\n9 none\n").unwrap();
@@ -163,8 +164,8 @@ fn a_linear_head_learns_colors() {
     let mut confusion = metrics::Confusion::new(3);
     let dataset = Dataset::open(&case.settings.data, &case.settings.dataset).unwrap();
     for sample in &dataset.val {
-        let found =
-            index_png::read(&case.folder.path().join(format!("predictions/{}.png", sample.name))).unwrap();
+        let path = case.folder.path().join(format!("predictions/{}.png", sample.name));
+        let found = index_png::read(&path, Gray::Numbers).unwrap();
         assert_eq!((found.width, found.height), (26, 20));
         confusion.add(&dataset.load(sample).unwrap().labels, &found.indices);
     }

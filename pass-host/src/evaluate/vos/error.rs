@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::masks::MaskError;
+use super::super::index_png::IndexPngError;
 use crate::checkpoint::CheckpointError;
 use crate::data::decode::DecodeError;
 use crate::model::weights::WeightsError;
@@ -91,13 +91,15 @@ pub enum VosError {
         source: DecodeError,
     },
     /// A mask is no mask.
-    #[error("cannot use mask `{}`", .path.display())]
-    Mask {
-        /// The mask.
+    #[error(transparent)]
+    Mask(#[from] IndexPngError),
+    /// Labels that make no file.
+    #[error("`{}` cannot be encoded", .path.display())]
+    EncodeMask {
+        /// The file to be written.
         path: PathBuf,
         /// Why.
-        #[source]
-        source: MaskError,
+        source: png::EncodingError,
     },
     /// A frame or mask is of another size than the first frame or the true mask.
     #[error(
@@ -198,7 +200,7 @@ impl VosError {
             Self::Incomplete { .. } => {
                 "predictions are PREDICTIONS/SEQUENCE/FRAME.png, named like the true masks".into()
             }
-            Self::Mask { source, .. } => return source.hint(),
+            Self::Mask(error) => return error.hint(),
             Self::Size { .. } => {
                 "masks are compared pixel by pixel: write them in the size of the frame (nearest neighbor)"
                     .into()
@@ -213,7 +215,11 @@ impl VosError {
             Self::Weights(error) => return error.hint(),
             Self::Write(error) => return error.hint(),
             Self::Frame { .. } => "the file may be cut off: unpack the data set again".into(),
-            Self::Read { .. } | Self::Encode { .. } | Self::Rule(_) | Self::Network { .. } => return None,
+            Self::Read { .. }
+            | Self::Encode { .. }
+            | Self::EncodeMask { .. }
+            | Self::Rule(_)
+            | Self::Network { .. } => return None,
         })
     }
 }

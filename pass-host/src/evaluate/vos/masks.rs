@@ -1,18 +1,13 @@
 //! Masks as PNG files with a palette: the index of a pixel is its object.
 
-use std::fs::File;
-use std::io::{self, BufReader};
 use std::path::Path;
 
-use png::{BitDepth, ColorType, Decoder, DecodingError, Encoder, EncodingError, Transformations};
+use png::EncodingError;
 
-use super::error::VosError;
+use super::super::index_png::{self, Gray, IndexImage, IndexPngError};
 
 /// Label of pixels that no one knows; they are not scored.
 pub const VOID: u8 = 255;
-
-/// Larger masks are refused before memory is taken, in pixels.
-const MAX_PIXELS: u64 = 180_000_000;
 
 /// Colors of the first objects; larger indices are gray.
 const COLORS: [[u8; 3]; 22] = [
@@ -45,49 +40,6 @@ pub fn color(index: u8) -> [u8; 3] {
     COLORS.get(usize::from(index)).copied().unwrap_or([index; 3])
 }
 
-/// Why a file is no mask.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MaskError {
-    /// Not there, or not readable.
-    #[error("it cannot be read: {0}")]
-    Io(#[from] io::Error),
-    /// No PNG, or a part of one.
-    #[error("not a whole PNG file: {0}")]
-    Png(#[from] DecodingError),
-    /// Colors instead of indices.
-    #[error("expected pixels that are indices into a palette, found {found}")]
-    NotIndexed {
-        /// What the pixels are.
-        found: &'static str,
-    },
-    /// More pixels than any frame has.
-    #[error("{width}x{height} pixels are more than a frame can have")]
-    TooLarge {
-        /// Width in pixels.
-        width: u32,
-        /// Height in pixels.
-        height: u32,
-    },
-    /// Pixels that cannot be written.
-    #[error("it cannot be encoded: {0}")]
-    Encoding(#[from] EncodingError),
-}
-
-impl MaskError {
-    /// What the reader can do about it.
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::NotIndexed { .. } => Some(
-                "masks are PNG files with a palette, as DAVIS has them; gray or RGB files show colors, not objects"
-                    .into(),
-            ),
-            Self::Png(_) => Some("the file may be cut off or of another kind: write it again".into()),
-            Self::Io(_) | Self::TooLarge { .. } | Self::Encoding(_) => None,
-        }
-    }
-}
-
 /// An object index for every pixel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LabelImage {
@@ -101,67 +53,20 @@ impl LabelImage {
     /// Reads a PNG file with a palette.
     ///
     /// # Errors
-    /// [`VosError::Mask`], with the reason.
-    pub fn read(path: &Path) -> Result<Self, VosError> {
-        Self::decode(path).map_err(|source| VosError::Mask { path: path.to_owned(), source })
-    }
-
-    fn decode(path: &Path) -> Result<Self, MaskError> {
-        let mut decoder = Decoder::new(BufReader::new(File::open(path)?));
-        decoder.set_transformations(Transformations::IDENTITY);
-        let mut reader = decoder.read_info()?;
-        let info = reader.info();
-        let found = match info.color_type {
-            ColorType::Indexed => None,
-            ColorType::Grayscale => Some("shades of gray"),
-            ColorType::GrayscaleAlpha => Some("shades of gray with alpha"),
-            ColorType::Rgb => Some("RGB colors"),
-            ColorType::Rgba => Some("RGB colors with alpha"),
-        };
-        if let Some(found) = found {
-            return Err(MaskError::NotIndexed { found });
-        }
-        let (width, height) = (info.width, info.height);
-        if u64::from(width) * u64::from(height) > MAX_PIXELS {
-            return Err(MaskError::TooLarge { width, height });
-        }
-        let bits = match info.bit_depth {
-            BitDepth::One => 1,
-            BitDepth::Two => 2,
-            BitDepth::Four => 4,
-            BitDepth::Eight | BitDepth::Sixteen => 8,
-        };
-        let size = (height as usize, width as usize);
-        let row_len = (size.1 * bits).div_ceil(8);
-        let mut packed = vec![0; size.0 * row_len];
-        reader.next_frame(&mut packed)?;
-        // up to the end of the file: a part of it could be missing
-        reader.finish()?;
-        if bits == 8 {
-            return Ok(Self { size, labels: packed });
-        }
-        let mut labels = Vec::with_capacity(size.0 * size.1);
-        for row in packed.chunks_exact(row_len) {
-            labels.extend((0..size.1).map(|column| index(row, column, bits)));
-        }
-        Ok(Self { size, labels })
+    /// [`IndexPngError`] for any other file.
+    pub fn read(path: &Path) -> Result<Self, IndexPngError> {
+        let IndexImage { width, height, indices } = index_png::read(path, Gray::Shades)?;
+        Ok(Self { size: (height as usize, width as usize), labels: indices })
     }
 
     /// A whole PNG file with the palette of the published evaluations.
     ///
     /// # Errors
-    /// [`MaskError::Encoding`] for an empty image.
-    pub fn encode(&self) -> Result<Vec<u8>, MaskError> {
-        let palette: Vec<u8> = (0..=u8::MAX).flat_map(color).collect();
-        let mut bytes = Vec::new();
-        let mut encoder = Encoder::new(&mut bytes, self.size.1 as u32, self.size.0 as u32);
-        encoder.set_color(ColorType::Indexed);
-        encoder.set_depth(BitDepth::Eight);
-        encoder.set_palette(palette);
-        let mut writer = encoder.write_header()?;
-        writer.write_image_data(&self.labels)?;
-        writer.finish()?;
-        Ok(bytes)
+    /// [`EncodingError`] for an empty image.
+    pub fn encode(&self) -> Result<Vec<u8>, EncodingError> {
+        let palette: Vec<_> = (0..=u8::MAX).map(color).collect();
+        let (height, width) = (self.size.0 as u32, self.size.1 as u32);
+        index_png::encode(&IndexImage { width, height, indices: self.labels.clone() }, &palette)
     }
 
     /// The largest label that is not void; 0 if everything is background.
@@ -170,16 +75,10 @@ impl LabelImage {
     }
 }
 
-/// Index number `column` of a row with `bits` bits each, the high ones first.
-fn index(row: &[u8], column: usize, bits: usize) -> u8 {
-    let bit = column * bits;
-    let shift = 8 - bits - bit % 8;
-    (row[bit / 8] >> shift) & (0xff >> (8 - bits))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use png::{BitDepth, ColorType, Encoder};
 
     fn file(color: ColorType, depth: BitDepth, (height, width): (u32, u32), data: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -195,7 +94,7 @@ mod tests {
         bytes
     }
 
-    fn read(bytes: &[u8]) -> Result<LabelImage, VosError> {
+    fn read(bytes: &[u8]) -> Result<LabelImage, IndexPngError> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), bytes).unwrap();
         LabelImage::read(file.path())
@@ -219,10 +118,7 @@ mod tests {
     #[test]
     fn files_without_palette_and_parts_of_files_are_refused_by_name() {
         let whole = file(ColorType::Indexed, BitDepth::Eight, (1, 2), &[0, 1]);
-        let reason = |bytes: &[u8]| {
-            let VosError::Mask { source, .. } = read(bytes).unwrap_err() else { panic!("a mask error") };
-            source.to_string()
-        };
+        let reason = |bytes: &[u8]| read(bytes).unwrap_err().reason.to_string();
         assert!(reason(&file(ColorType::Grayscale, BitDepth::Eight, (1, 2), &[0, 255])).contains("gray"));
         assert!(reason(&file(ColorType::Rgb, BitDepth::Eight, (1, 1), &[0, 1, 2])).contains("RGB colors"));
         assert!(reason(b"GIF89a").contains("not a whole PNG"));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::evaluate::segment::index_png::{IndexImage, voc_color, write};
+use crate::evaluate::index_png::{IndexImage, encode, voc_color};
 use image::{ImageFormat, RgbImage};
 
 /// Writes a gray image and its mask.
@@ -10,7 +10,7 @@ fn sample(images: &Path, masks: &Path, name: &str, size: (u32, u32), indices: &[
     picture.save_with_format(images.join(format!("{name}.png")), ImageFormat::Png).unwrap();
     let mask = IndexImage { width: size.0, height: size.1, indices: indices.to_vec() };
     let palette: Vec<[u8; 3]> = (0..=255).map(voc_color).collect();
-    write(&masks.join(format!("{name}.png")), &mask, &palette).unwrap();
+    fs::write(masks.join(format!("{name}.png")), encode(&mask, &palette).unwrap()).unwrap();
 }
 
 /// A CamVid folder of one image a split with classes a, b, c and 11 ignored.
@@ -107,7 +107,7 @@ fn every_defect_names_its_file() {
     let color = RgbImage::from_pixel(2, 2, image::Rgb([1, 1, 1]));
     color.save(dir.path().join("labels/train/one.png")).unwrap();
     let dataset = open(dir.path()).unwrap();
-    assert!(message(dataset.load(&dataset.train[0]).unwrap_err()).contains("Rgb"));
+    assert!(message(dataset.load(&dataset.train[0]).unwrap_err()).contains("RGB colors"));
 
     let dir = camvid();
     fs::write(dir.path().join("images/train/one.png"), b"\x89PNG\r\n").unwrap();
