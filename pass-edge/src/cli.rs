@@ -7,6 +7,7 @@ mod decode;
 mod draft;
 mod error;
 mod features;
+mod footprint;
 mod info;
 mod meter;
 mod model_file;
@@ -49,6 +50,7 @@ enum Command {
 
 /// Does what the command line says; the exit code, if all went well.
 pub(crate) fn run(cli: Cli) -> Result<u8, Error> {
+    footprint::return_large_blocks();
     match cli.command {
         Command::Features(args) => features::run(&args),
         Command::Track(args) => track::run(&args),

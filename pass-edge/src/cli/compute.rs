@@ -11,6 +11,7 @@ use pass_edge::scratch::{ScratchBuffer, ScratchLen};
 use pass_edge::{features_with_pool, self_test};
 
 use super::error::Error;
+use super::footprint;
 
 /// Every kernel of every processor, by its name on the command line.
 const KERNELS: [&str; 8] = ["auto", "scalar", "avx2", "avx_vnni", "avx512_vnni", "neon", "dotprod", "i8mm"];
@@ -74,8 +75,9 @@ pub(super) struct Engine<'m> {
 }
 
 impl<'m> Engine<'m> {
-    /// Takes the memory.
+    /// Takes the memory; what ran up to here is not needed any more.
     pub(super) fn new(model: Model<'m>, kernel: Kernel, threads: Arc<Threads>) -> Self {
+        footprint::forget_startup_code();
         let scratch_len = ScratchLen::with_threads(model.architecture(), threads.threads());
         Self {
             model,
