@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor, Var};
 use pass_host::config::{Border, PatchObjective, Window};
 use pass_host::model::aggregation::ClassAttentionBlock;
 use pass_host::model::parameters::Parameters;
-use pass_host::objective::center::{Centers, mean_rows};
+use pass_host::objective::center::Centers;
 use pass_host::objective::loss::{class_pairs, patch_pairs};
 use pass_host::objective::matching::{self, Matching};
 use pass_host::train::schedule::Schedules;
@@ -171,7 +171,7 @@ pub(crate) fn loss(golden: &Golden) {
                 ));
                 // cross-entropy = entropy of the teacher + divergence, on average over equally weighted terms
                 assert!(stats.teacher_entropy > 0.0 && stats.kl > 0.0);
-                (student, loss, ok(mean_rows(&teacher)))
+                (student, loss, ok(ops.mean_rows(&teacher)))
             };
             let class_weights = vec![class_weight; class_terms.len()];
             let (class_rows, class, class_mean) = term("cls", &centers.class, &class_terms, &class_weights);

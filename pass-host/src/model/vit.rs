@@ -91,9 +91,10 @@ impl Vit {
     pub fn embed(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let weight = self.patch_weight.flatten_from(1)?;
         let tokens = self.ops.linear(patches, &weight, Some(&self.patch_bias))?;
-        let tokens = tokens.broadcast_add(&self.positions.resized(grid)?)?;
+        let tokens = tokens.broadcast_add(&self.positions.resized(grid)?.to_dtype(tokens.dtype())?)?;
         let Some(prefix) = &self.prefix else { return Ok(tokens) };
         let (batch, _, dim) = tokens.dims3()?;
+        let prefix = prefix.to_dtype(tokens.dtype())?;
         Tensor::cat(&[&prefix.broadcast_as((batch, prefix.dim(1)?, dim))?.contiguous()?, &tokens], 1)
     }
 
