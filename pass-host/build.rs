@@ -70,7 +70,8 @@ fn emulator(out: &Path) {
     let mut glue = include("prelude.cuh") + &include("emulator/launch.h");
     let mut entries = String::new();
     for source in sources() {
-        let text = fs::read_to_string(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
+        let text =
+            fs::read_to_string(&source).unwrap_or_else(|error| panic!("{}: {error}", source.display()));
         let file = source.file_name().expect("a file has a name").to_string_lossy().into_owned();
         for (cuda, suffix) in TYPES {
             let module = format!("{}_{suffix}", stem(&source));

@@ -39,6 +39,8 @@ mod cross_entropy;
 mod cuda;
 mod gather_mean;
 mod head;
+#[cfg(all(test, feature = "_emulator"))]
+mod kernel_tests;
 pub(crate) mod lanes;
 mod layer_norm;
 mod linear;
@@ -59,7 +61,6 @@ pub use adamw::{AdamWStep, Learned, Update, clip_scale};
 pub use batch_norm::Moments;
 pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Statistics, Stats};
-#[cfg(feature = "cuda")]
 pub(crate) use cuda::open as open_cuda;
 pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;
@@ -113,7 +114,8 @@ impl Ops {
     /// How to compute an operation on these activations, and parameters in `f32`.
     fn way(self, activations: &[&Tensor], parameters: &[&Tensor]) -> Way {
         let Some(first) = activations.first() else { return Way::Composition };
-        let of = |tensor: &Tensor, dtype| tensor.dtype() == dtype && tensor.device().same_device(first.device());
+        let of =
+            |tensor: &Tensor, dtype| tensor.dtype() == dtype && tensor.device().same_device(first.device());
         let typed = matches!(first.dtype(), DType::F32 | DType::BF16)
             && activations.iter().all(|tensor| of(tensor, first.dtype()))
             && parameters.iter().all(|tensor| of(tensor, DType::F32));
@@ -377,7 +379,9 @@ impl Ops {
         match self.way(&[student, teacher], &[center]) {
             Way::Fused => cross_entropy::fused(student, teacher, center, temperatures, pairs, weights),
             Way::Kernels => cuda::cross_entropy(student, teacher, center, temperatures, pairs, weights),
-            Way::Composition => cross_entropy::composition(student, teacher, center, temperatures, pairs, weights),
+            Way::Composition => {
+                cross_entropy::composition(student, teacher, center, temperatures, pairs, weights)
+            }
         }
     }
 
@@ -476,13 +480,16 @@ impl Ops {
     pub fn grad_norms(self, gradients: &[&Tensor]) -> Result<Tensor> {
         match self.way(gradients, gradients) {
             Way::Fused => {
-                let norms: Vec<f64> = gradients.iter().map(|gradient| adamw::norm(gradient)).collect::<Result<_>>()?;
+                let norms: Vec<f64> =
+                    gradients.iter().map(|gradient| adamw::norm(gradient)).collect::<Result<_>>()?;
                 Tensor::from_vec(norms, gradients.len(), &Device::Cpu)
             }
             Way::Kernels => cuda::norms(gradients),
             Way::Composition => {
-                let norms: Vec<Tensor> =
-                    gradients.iter().map(|gradient| adamw::norm_composition(gradient)).collect::<Result<_>>()?;
+                let norms: Vec<Tensor> = gradients
+                    .iter()
+                    .map(|gradient| adamw::norm_composition(gradient))
+                    .collect::<Result<_>>()?;
                 Tensor::stack(&norms, 0)
             }
         }
@@ -506,7 +513,9 @@ impl Ops {
         }
         for Update { student, learned, teacher, step } in updates {
             match (learned, teacher) {
-                (Some(l), _) => self.adamw_ema_step(student, l.gradient, l.first, l.second, *teacher, step)?,
+                (Some(l), _) => {
+                    self.adamw_ema_step(student, l.gradient, l.first, l.second, *teacher, step)?
+                }
                 (None, Some(teacher)) => self.ema_step(teacher, student, step.momentum)?,
                 (None, None) => {}
             }
@@ -525,7 +534,8 @@ impl Ops {
                 // as a product with a constant row: one fast pass in a fixed order
                 let (count, _) = rows.dims2()?;
                 let rows = access::wide(&rows.detach())?;
-                let share = Tensor::full(1.0 / count as f32, (1, count), rows.device())?.to_dtype(rows.dtype())?;
+                let share =
+                    Tensor::full(1.0 / count as f32, (1, count), rows.device())?.to_dtype(rows.dtype())?;
                 share.matmul(&rows)?.squeeze(0)
             }
         }
@@ -550,7 +560,8 @@ impl Ops {
         if candidates.len() != patches || k == 0 || k > slots.min(MOST_KERNEL_POSITIVES) {
             return Ok(None);
         }
-        let padded = |row: &Vec<u32>| row.iter().copied().chain(std::iter::repeat(u32::MAX)).take(slots).collect();
+        let padded =
+            |row: &Vec<u32>| row.iter().copied().chain(std::iter::repeat(u32::MAX)).take(slots).collect();
         let table: Vec<Vec<u32>> = candidates.iter().map(padded).collect();
         let table = Tensor::from_vec(table.concat(), (patches, slots), features.device())?;
         let index = cuda::positives(features, &table, k, eps)?;

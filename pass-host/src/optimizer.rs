@@ -89,7 +89,8 @@ impl Optimizer {
         norms: &BTreeMap<String, f64>,
         size: &StepSize,
     ) -> Result<()> {
-        let learns = |name: &str| norms.contains_key(name) && (size.train_last_layer || !name.contains("last_layer"));
+        let learns =
+            |name: &str| norms.contains_key(name) && (size.train_last_layer || !name.contains("last_layer"));
         for (name, moments) in &mut self.moments {
             moments.steps += u64::from(learns(name) && gradients.contains_key(name));
         }
@@ -103,7 +104,11 @@ impl Optimizer {
                 let decayed = !is_undecayed(name, parameter.tensor.rank());
                 Update {
                     student: &parameter.tensor,
-                    learned: learned.map(|(Moments { first, second, .. }, gradient)| Learned { gradient, first, second }),
+                    learned: learned.map(|(Moments { first, second, .. }, gradient)| Learned {
+                        gradient,
+                        first,
+                        second,
+                    }),
                     teacher: Some(teacher),
                     step: AdamWStep {
                         lr: size.lr,

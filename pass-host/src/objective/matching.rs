@@ -5,7 +5,9 @@
 //! sums and the same rule for ties chooses, so that the step does not wait for the device.
 
 use candle_core::{DType, Device, Result, Tensor};
-use pass_core::matching::{NORM_EPSILON, match_into, match_scratch_len, similarities_into, similarity_scratch_len};
+use pass_core::matching::{
+    NORM_EPSILON, match_into, match_scratch_len, similarities_into, similarity_scratch_len,
+};
 use pass_core::neighborhood::{Border, Neighborhood, Window};
 use pass_core::shape::{PatchGrid, Tokens};
 use rayon::prelude::*;

@@ -365,7 +365,7 @@ mod tests {
             for each in [PairWeights::Same(0.3), PairWeights::Each(&weights)] {
                 check(
                     &|ops, t| {
-                        let to = |x: &Tensor| x.to_dtype(t[0].dtype());
+                        let to = |x: &Tensor| x.to_dtype(t[0].dtype())?.to_device(t[0].device());
                         // a factor after the loss: the kept gradient is scaled
                         ops.cross_entropy(&t[0], &to(&teacher)?, &to(&center)?, 0.5, 0.25, &PAIRS, each)?
                             * 0.7

@@ -34,9 +34,8 @@ mod sums;
 pub(super) use attention::attention;
 pub(super) use class_attention::class_attention;
 pub(super) use cross_entropy::cross_entropy;
-pub(super) use engine::runs_on;
-#[cfg(feature = "cuda")]
 pub(crate) use engine::open;
+pub(super) use engine::runs_on;
 pub(super) use gather_mean::gather_mean;
 pub(super) use layer_norm::layer_norm;
 pub(super) use linear::linear;

@@ -336,7 +336,7 @@ mod tests {
                     let fixed = random(9, &all_kv);
                     check(
                         &|ops, t| {
-                            let fixed = fixed.to_dtype(t[0].dtype())?;
+                            let fixed = fixed.to_dtype(t[0].dtype())?.to_device(t[0].device())?;
                             ops.neighbor_attention(&t[0], &t[1], &fixed, &positives, heads)
                         },
                         &shapes[..2],

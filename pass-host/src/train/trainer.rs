@@ -194,7 +194,8 @@ impl StepReport {
 
     /// Adds the share of a micro-batch with these [`Losses::scalars`].
     fn add(&mut self, scalars: &[f64], share: f64) -> std::result::Result<(), NonFinite> {
-        let (&[loss, image, image_entropy, image_kl], patch) = scalars.split_first_chunk().unwrap_or((&[f64::NAN; 4], &[]));
+        let (&[loss, image, image_entropy, image_kl], patch) =
+            scalars.split_first_chunk().unwrap_or((&[f64::NAN; 4], &[]));
         let terms = [("class loss", Some(&image)), ("patch loss", patch.first())];
         for (term, value) in terms {
             if let Some(&value) = value.filter(|value| !value.is_finite()) {

@@ -49,7 +49,9 @@ impl Sizes {
 
     /// First image and number of images of every group.
     fn groups(self) -> impl Iterator<Item = (usize, usize)> {
-        (0..self.images).step_by(self.group()).map(move |first| (first, self.group().min(self.images - first)))
+        (0..self.images)
+            .step_by(self.group())
+            .map(move |first| (first, self.group().min(self.images - first)))
     }
 
     /// One head of q, k or v (`part` 0, 1, 2) of all images from `image` on, `[N, d]` each.

@@ -124,18 +124,23 @@ impl Pairs {
         hash.update(&rows.to_le_bytes());
         for (pair, &(student, teacher)) in pairs.iter().enumerate() {
             let weight = weights.of(pair).to_bits();
-            hash.update(&(u128::from(student) << 64 | u128::from(teacher) << 32 | u128::from(weight)).to_le_bytes());
+            hash.update(
+                &(u128::from(student) << 64 | u128::from(teacher) << 32 | u128::from(weight)).to_le_bytes(),
+            );
         }
         let key = (hash.digest128(), device.location());
         let mut kept = PAIRS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((_, pairs)) = kept.iter().find(|(known, pairs)| *known == key && pairs.starts.device().same_device(device)) {
+        if let Some((_, pairs)) =
+            kept.iter().find(|(known, pairs)| *known == key && pairs.starts.device().same_device(device))
+        {
             return Ok(pairs.clone());
         }
         let grouped = Grouped::new(rows, pairs, weights);
         let starts: Vec<u32> = grouped.starts.iter().map(|&start| start as u32).collect();
         // one entry that no row reads keeps the tensors from being empty
         let entries = grouped.entries.iter().copied().chain([(0, 0.0)]);
-        let (entries, weights): (Vec<u32>, Vec<f32>) = entries.map(|(row, weight)| (row as u32, weight)).unzip();
+        let (entries, weights): (Vec<u32>, Vec<f32>) =
+            entries.map(|(row, weight)| (row as u32, weight)).unzip();
         let count = entries.len();
         let pairs = Self {
             starts: Tensor::from_vec(starts, rows + 1, device)?,

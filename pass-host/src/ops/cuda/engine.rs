@@ -88,7 +88,10 @@ impl Output {
 
 /// What a kernel is given.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(any(feature = "cuda", feature = "_emulator")), expect(dead_code, reason = "no backend reads them"))]
+#[cfg_attr(
+    not(any(feature = "cuda", feature = "_emulator")),
+    expect(dead_code, reason = "no backend reads them")
+)]
 enum Argument {
     Address(u64),
     Word(u64),
@@ -301,6 +304,12 @@ impl Product {
 #[cfg(feature = "cuda")]
 pub(crate) use device::open;
 
+/// Opens a CUDA device.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn open(index: usize) -> Result<Device> {
+    Device::new_cuda(index)
+}
+
 /// The CUDA device.
 #[cfg(feature = "cuda")]
 mod device {
@@ -327,8 +336,11 @@ mod device {
         // SAFETY: `pool` and `keep` live through both calls; the attribute is a 64-bit number. A device without pools
         // answers with an error, which changes nothing.
         unsafe {
-            if sys::cuDeviceGetDefaultMemPool(&mut pool, cuda.cuda_stream().context().cu_device()) == sys::CUresult::CUDA_SUCCESS {
-                let _ = sys::cuMemPoolSetAttribute(pool, kept, std::ptr::from_mut(&mut keep).cast::<c_void>());
+            if sys::cuDeviceGetDefaultMemPool(&mut pool, cuda.cuda_stream().context().cu_device())
+                == sys::CUresult::CUDA_SUCCESS
+            {
+                let _ =
+                    sys::cuMemPoolSetAttribute(pool, kept, std::ptr::from_mut(&mut keep).cast::<c_void>());
             }
         }
         Ok(device)
@@ -381,7 +393,11 @@ mod device {
     }
 
     fn operation(matrices: &Matrices) -> blas::cublasOperation_t {
-        if matrices.transposed { blas::cublasOperation_t::CUBLAS_OP_T } else { blas::cublasOperation_t::CUBLAS_OP_N }
+        if matrices.transposed {
+            blas::cublasOperation_t::CUBLAS_OP_T
+        } else {
+            blas::cublasOperation_t::CUBLAS_OP_N
+        }
     }
 
     pub(super) fn multiply(device: &CudaDevice, product: &Product) -> Result<()> {
@@ -491,7 +507,9 @@ mod emulator {
             .arguments
             .iter()
             .map(|argument| match argument {
-                Argument::Address(value) | Argument::Word(value) => std::ptr::from_ref(value).cast_mut().cast(),
+                Argument::Address(value) | Argument::Word(value) => {
+                    std::ptr::from_ref(value).cast_mut().cast()
+                }
                 Argument::Int(value) => std::ptr::from_ref(value).cast_mut().cast(),
                 Argument::Float(value) => std::ptr::from_ref(value).cast_mut().cast(),
                 Argument::Double(value) => std::ptr::from_ref(value).cast_mut().cast(),
@@ -537,7 +555,9 @@ mod emulator {
     pub(super) fn multiply(product: &Product) -> Result<()> {
         let Product { m, n, k, batch, a, b, out, scale } = *product;
         // what cuBLAS would refuse
-        for (matrices, columns) in [(a, if a.transposed { m } else { k }), (b, if b.transposed { k } else { n }), (out, n)] {
+        for (matrices, columns) in
+            [(a, if a.transposed { m } else { k }), (b, if b.transposed { k } else { n }), (out, n)]
+        {
             if matrices.row < columns {
                 bail!("rows of {columns} values are {} apart", matrices.row)
             }
@@ -548,7 +568,8 @@ mod emulator {
             unsafe {
                 let left: Vec<f32> = (0..k).map(|i| a.get(matrix, row, i)).collect();
                 for column in 0..n {
-                    let sum: f64 = (0..k).map(|i| f64::from(left[i]) * f64::from(b.get(matrix, i, column))).sum();
+                    let sum: f64 =
+                        (0..k).map(|i| f64::from(left[i]) * f64::from(b.get(matrix, i, column))).sum();
                     let (value, at) = (sum as f32 * scale, matrix * out.stride + row * out.row + column);
                     match out.dtype {
                         DType::BF16 => *(out.address as *mut bf16).add(at) = bf16::from_f32(value),

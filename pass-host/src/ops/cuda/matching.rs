@@ -8,7 +8,12 @@ use candle_core::{DType, Result, Tensor};
 ///
 /// - `candidates`: `[N, M]`, ascending, `u32::MAX` where a patch has fewer;
 /// - `eps`: smallest norm a feature is divided by.
-pub(in super::super) fn positives(features: &Tensor, candidates: &Tensor, k: usize, eps: f32) -> Result<Tensor> {
+pub(in super::super) fn positives(
+    features: &Tensor,
+    candidates: &Tensor,
+    k: usize,
+    eps: f32,
+) -> Result<Tensor> {
     let features = features.detach().contiguous()?;
     let (batch, n, dim) = features.dims3()?;
     let (slots, rows) = (candidates.dim(1)?, batch * n);

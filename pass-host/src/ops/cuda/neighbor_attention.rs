@@ -36,10 +36,8 @@ pub(in super::super) fn neighbor_attention(
     let out = Output::new(call.rows * call.dim(), q.dtype(), q)?;
     let launch = call.by_head("neighbor_attention", (1 + call.k) * size_of::<f32>()).output(&out);
     call.sizes(launch).run()?;
-    let (shape, [q, own, patches]) = (
-        (positives.batch(), call.n, call.dim()),
-        [call.q.clone(), call.own.clone(), call.patches.clone()],
-    );
+    let (shape, [q, own, patches]) =
+        ((positives.batch(), call.n, call.dim()), [call.q.clone(), call.own.clone(), call.patches.clone()]);
     of_three("neighbor_attention", [&q, &own, &patches], out, shape, move |d_out| call.backward(d_out))
 }
 

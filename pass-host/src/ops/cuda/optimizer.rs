@@ -23,7 +23,8 @@ fn parts(lengths: impl Iterator<Item = usize>) -> (Vec<u32>, Vec<u32>) {
 /// Euclidean norms of `f32` gradients, `[count]` in `f64`; not finite where a value is not.
 pub(in super::super) fn norms(gradients: &[&Tensor]) -> Result<Tensor> {
     let Some(&first) = gradients.first() else { bail!("norms of no gradients") };
-    let gradients: Vec<Tensor> = gradients.iter().map(|gradient| gradient.contiguous()).collect::<Result<_>>()?;
+    let gradients: Vec<Tensor> =
+        gradients.iter().map(|gradient| gradient.contiguous()).collect::<Result<_>>()?;
     let (blocks, starts) = parts(gradients.iter().map(Tensor::elem_count));
     let mut table = Vec::with_capacity(2 * gradients.len());
     for gradient in &gradients {
@@ -99,7 +100,9 @@ pub(in super::super) fn update(updates: &[Update<'_>]) -> Result<()> {
                 [k.momentum, k.student_share],
             ];
             // the lower number comes first in memory
-            table.extend(numbers.map(|[low, high]| i64::from(low.to_bits()) | i64::from(high.to_bits()) << 32));
+            table.extend(
+                numbers.map(|[low, high]| i64::from(low.to_bits()) | i64::from(high.to_bits()) << 32),
+            );
         }
         let table = upload(table, like)?;
         Launch::new("optimizer", "adamw_ema", DType::F32, like)
