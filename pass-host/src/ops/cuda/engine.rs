@@ -238,8 +238,8 @@ impl Launch {
     }
 }
 
-/// Bytes of shared memory that every device gives a block.
-pub(super) const MOST_SHARED: usize = 48 << 10;
+/// Bytes of shared memory that a launch may ask for: what every device gives a block, less what reductions take.
+pub(super) const MOST_SHARED: usize = 47 << 10;
 
 /// How many neighboring values one access can carry, and whether all of these addresses and lengths allow it.
 pub(super) fn packed(dtype: DType, multiples: &[usize], addresses: &[u64]) -> (usize, usize) {

@@ -2,7 +2,7 @@
 
 use super::engine::{Launch, Output};
 use super::graph::of_three;
-use super::sums::{PART, add_shares};
+use super::sums::{add_shares, cut};
 use candle_core::{D, DType, Result, Tensor};
 
 pub(in super::super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
@@ -39,7 +39,7 @@ fn backward([x, weight, bias]: &[Tensor; 3], dy: &Tensor, eps: f32) -> Result<[O
         .int(dim)
         .float(eps)
         .run()?;
-    let parts = rows.div_ceil(PART);
+    let (part, parts) = cut(rows);
     let shares = Output::new(parts * 2 * dim, DType::F32, x)?;
     Launch::new("layer_norm", "layer_norm_shares", x.dtype(), x)
         .tiles(dim, parts)
@@ -49,7 +49,7 @@ fn backward([x, weight, bias]: &[Tensor; 3], dy: &Tensor, eps: f32) -> Result<[O
         .output(&shares)
         .int(rows)
         .int(dim)
-        .int(PART)
+        .int(part)
         .run()?;
     let both = add_shares(&shares, parts, 2 * dim, 1.0, DType::F32, x)?.tensor(2 * dim)?;
     Ok([

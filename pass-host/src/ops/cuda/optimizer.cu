@@ -18,7 +18,7 @@ KERNEL squares(const Gradient* gradients, const unsigned* parts, double* shares)
     sums[threadIdx.x] = sum;
     for (int step = blockDim.x / 2; step > 0; step /= 2) {
         __syncthreads();
-        if (threadIdx.x < step) sums[threadIdx.x] += sums[threadIdx.x + step];
+        if ((int)threadIdx.x < step) sums[threadIdx.x] += sums[threadIdx.x + step];
     }
     if (threadIdx.x == 0) shares[blockIdx.x] = sums[0];
 }

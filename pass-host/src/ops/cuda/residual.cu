@@ -6,10 +6,11 @@ template <int P> static __device__ void rows(const Value* x, const Value* branch
     word at = ((word)blockIdx.x * blockDim.x + threadIdx.x) * P;
     if (at >= count) return;
     float factor = scale ? scale[at / sample] : 1.0f;
-    Pack<Value, P> sum = *reinterpret_cast<const Pack<Value, P>*>(branch + at);
+    Pack<Value, P> sum = *reinterpret_cast<const Pack<Value, P>*>(branch + at), base = sum;
+    if (x) base = *reinterpret_cast<const Pack<Value, P>*>(x + at);
     for (int i = 0; i < P; i++) {
         float value = factor * wide(sum.values[i]);
-        put(&sum.values[i], x ? value + wide(x[at + i]) : value);
+        put(&sum.values[i], x ? value + wide(base.values[i]) : value);
     }
     *reinterpret_cast<Pack<Value, P>*>(y + at) = sum;
 }

@@ -23,7 +23,7 @@ pub(in super::super) fn add_scaled(x: &Tensor, branch: &Tensor, scale: Option<&[
 fn scaled(x: Option<&Tensor>, branch: &Tensor, scale: Option<&Tensor>) -> Result<Output> {
     let (out, count) = (Output::like(branch)?, branch.elem_count());
     let sample = count / branch.dim(0)?.max(1);
-    let addresses = [address(branch)?, out.at(0)];
+    let addresses = [address(branch)?, out.at(0), x.map_or(Ok(0), address)?];
     let (values, pack) = packed(branch.dtype(), &[sample], &addresses);
     let launch = Launch::new("residual", "add_scaled", branch.dtype(), branch).threads(count / values);
     let launch = match x {

@@ -18,10 +18,19 @@ KERNEL column_shares(const Value* values, float* shares, int rows, int columns, 
     }
 }
 
+// The same blocks, one part for all: the shares in order, 8 partial sums a column.
 KERNEL add_shares(const float* shares, Value* total, int parts, int columns, float scale) {
-    int column = blockIdx.x * blockDim.x + threadIdx.x;
-    if (column >= columns) return;
+    __shared__ float sums[8][WARP];
+    int column = blockIdx.x * WARP + threadIdx.x;
     float sum = 0.0f;
-    for (int part = 0; part < parts; part++) sum += shares[(size_t)part * columns + column];
-    put(&total[column], sum * scale);
+    if (column < columns) {
+        for (int part = threadIdx.y; part < parts; part += 8) sum += shares[(size_t)part * columns + column];
+    }
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && column < columns) {
+        float all = 0.0f;
+        for (int row = 0; row < 8; row++) all += sums[row][threadIdx.x];
+        put(&total[column], all * scale);
+    }
 }

@@ -3,13 +3,21 @@
 use super::engine::{Launch, Output};
 use candle_core::{DType, Result, Tensor};
 
-/// Rows that one block adds up.
-pub(super) const PART: usize = 512;
+/// Rows that one block adds up at least.
+const PART: usize = 512;
+/// Parts that rows are cut into at most: the shares of all of them are added by one block.
+const PARTS: usize = 64;
+
+/// Rows of a part of `rows` rows, and the number of parts.
+pub(super) fn cut(rows: usize) -> (usize, usize) {
+    let part = PART.max(rows.div_ceil(PARTS));
+    (part, rows.div_ceil(part))
+}
 
 /// `scale · Σ_rows` of values `[.., columns]`, of type `dtype`.
 pub(super) fn scaled_sum(values: &Tensor, columns: usize, scale: f32, dtype: DType) -> Result<Output> {
     let rows = values.elem_count() / columns;
-    let parts = rows.div_ceil(PART);
+    let (part, parts) = cut(rows);
     let shares = Output::new(parts * columns, DType::F32, values)?;
     Launch::new("sums", "column_shares", values.dtype(), values)
         .tiles(columns, parts)
@@ -17,7 +25,7 @@ pub(super) fn scaled_sum(values: &Tensor, columns: usize, scale: f32, dtype: DTy
         .output(&shares)
         .int(rows)
         .int(columns)
-        .int(PART)
+        .int(part)
         .run()?;
     add_shares(&shares, parts, columns, scale, dtype, values)
 }
@@ -33,7 +41,7 @@ pub(super) fn add_shares(
 ) -> Result<Output> {
     let total = Output::new(columns, dtype, like)?;
     Launch::new("sums", "add_shares", dtype, like)
-        .threads(columns)
+        .tiles(columns, 1)
         .output(shares)
         .output(&total)
         .int(parts)
