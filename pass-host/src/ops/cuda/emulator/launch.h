@@ -27,24 +27,31 @@ inline void body() {
     threads[current].state = State::Done;
 }
 
-// Lets barriers go that all of their threads have reached; tells what is wrong if nothing can go on.
-inline const char* release(unsigned count) {
-    bool block = true, any = false;
-    for (unsigned warp = 0; warp < count; warp += LANES) {
-        unsigned waiting = 0, end = min(warp + LANES, count);
-        for (unsigned t = warp; t < end; t++) {
-            waiting += threads[t].state == State::AtWarpBarrier;
-            block = block && threads[t].state == State::AtBlockBarrier;
-        }
-        if (waiting == 0) continue;
-        if (waiting != end - warp) return "some lanes of a warp never reach its barrier or shuffle";
-        for (unsigned t = warp; t < end; t++) threads[t].state = State::Ready;
-        any = true;
+inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
+    for (unsigned i = order.size() - 1; i > 0; i--) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        std::swap(order[i], order[(random >> 33) % (i + 1)]);
     }
-    if (any) return nullptr;
-    if (!block) return "some threads of a block never reach its barrier";
-    for (unsigned t = 0; t < count; t++) threads[t].state = State::Ready;
-    return nullptr;
+}
+
+// Runs a warp as far as it comes alone: to the end or to a barrier of its block.
+inline const char* run_warp(unsigned warp, uint64_t& random) {
+    std::vector<unsigned> order(LANES);
+    for (unsigned lane = 0; lane < LANES; lane++) order[lane] = warp * LANES + lane;
+    for (;;) {
+        shuffle(order, random);
+        unsigned waiting = 0;
+        for (unsigned t : order) {
+            if (threads[t].state == State::Ready) {
+                current = t, threadIdx = threads[t].index;
+                swapcontext(&scheduler, &threads[t].context);
+            }
+            waiting += threads[t].state == State::AtWarpBarrier;
+        }
+        if (waiting == 0) return nullptr;
+        if (waiting != LANES) return "some lanes of a warp never reach its barrier or shuffle";
+        for (unsigned t : order) threads[t].state = State::Ready;
+    }
 }
 
 inline const char* run_block(unsigned count, uint64_t& random) {
@@ -60,25 +67,22 @@ inline const char* run_block(unsigned count, uint64_t& random) {
         thread.state = State::Ready;
         thread.shuffles = 0;
     }
-    std::vector<unsigned> order(count);
-    for (unsigned t = 0; t < count; t++) order[t] = t;
-    for (unsigned done = 0; done < count;) {
-        for (unsigned t = count - 1; t > 0; t--) {
-            random = random * 6364136223846793005u + 1442695040888963407u;
-            std::swap(order[t], order[(random >> 33) % (t + 1)]);
+    std::vector<unsigned> warps(count / LANES);
+    for (unsigned warp = 0; warp < warps.size(); warp++) warps[warp] = warp;
+    for (;;) {
+        shuffle(warps, random);
+        for (unsigned warp : warps) {
+            if (const char* problem = run_warp(warp, random)) return problem;
         }
-        bool moved = false;
-        for (unsigned t : order) {
-            if (threads[t].state != State::Ready) continue;
-            current = t, threadIdx = threads[t].index, moved = true;
-            swapcontext(&scheduler, &threads[t].context);
+        unsigned waiting = 0, done = 0;
+        for (unsigned t = 0; t < count; t++) {
+            waiting += threads[t].state == State::AtBlockBarrier;
             done += threads[t].state == State::Done;
         }
-        if (!moved) {
-            if (const char* problem = release(count)) return problem;
-        }
+        if (done == count) return nullptr;
+        if (waiting != count) return "some threads of a block never reach its barrier";
+        for (unsigned t = 0; t < count; t++) threads[t].state = State::Ready;
     }
-    return nullptr;
 }
 
 inline const char* launch(const Entry* entries, size_t size, const char* module, const char* name, const unsigned* grid,

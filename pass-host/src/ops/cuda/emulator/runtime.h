@@ -1,6 +1,7 @@
 // Runs kernels on the processor, for tests: blocks one after the other, every thread of a block a context of its own
-// that goes on at barriers and shuffles. Threads run in random order between two of them, and shared memory starts as
-// garbage, so a missing barrier gives wrong numbers; a barrier that not all threads reach is an error.
+// that stops at barriers and shuffles. Warps come in random order and run ahead of each other as far as barriers let
+// them, their lanes in random order too, and shared memory starts as garbage: a missing barrier gives wrong numbers. A
+// barrier that not all threads reach is an error.
 #pragma once
 #include <ucontext.h>
 
