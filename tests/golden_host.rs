@@ -1,4 +1,5 @@
 //! The golden set in the trainer: with the fused operations and with their compositions; label propagation.
+//! `PASS_DEVICE=cuda` computes on a GPU; the feature `_emulator` adds the CUDA kernels on the CPU.
 
 #[path = "golden_host/architecture.rs"]
 mod architecture;
@@ -9,9 +10,9 @@ mod tiny;
 #[path = "golden_host/video.rs"]
 mod video;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use pass_host::ops::Ops;
-use pass_tests::{Golden, GoldenFile};
+use pass_tests::{Golden, GoldenFile, device};
 
 use architecture::{drop_path, full_arch, init_stats, pos_embed};
 use objective::{class_attention, loss, matching, neighbours, neighbours_json, schedules, schedules_json};
@@ -38,15 +39,15 @@ pass_tests::golden_suite! {
     video_propagation: "video_propagation.safetensors",
 }
 
-/// Both ways to compute an operation.
-fn both_ops() -> [Ops; 2] {
-    [Ops::fused(), Ops::reference()]
+/// Every way to compute an operation.
+fn all_ops() -> Vec<Ops> {
+    pass_tests::all_ops().into_iter().map(Ops::from).collect()
 }
 
-/// A tensor of the file on the CPU.
+/// A tensor of the file on the device of the tests.
 fn tensor(file: &GoldenFile<'_>, name: &str) -> Tensor {
     let (data, shape) = file.tensor(name);
-    Tensor::from_slice(data, shape, &Device::Cpu).expect("shape from the manifest")
+    Tensor::from_slice(data, shape, device()).expect("shape from the manifest")
 }
 
 /// All values in row-major order.

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 use pass_host::config::presets;
 use pass_host::data::index::ImageIndex;
 use pass_host::data::loader::{Loader, LoaderSettings};
@@ -30,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         augment: config.augment.clone(),
         drop_path_applications: trainer.student.backbone.drop_path_applications(),
         seed: config.seed,
+        dtype: DType::F32,
     };
     let mut loader = Loader::start(LoaderSettings {
         index,

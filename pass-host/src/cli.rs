@@ -86,7 +86,7 @@ struct ComputeArgs {
     /// Device: `auto` (CUDA if built in and present, else CPU), `cpu`, `cuda`, or `cuda:N`.
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = str::parse::<DeviceChoice>)]
     device: DeviceChoice,
-    /// Precision: `auto` (f32), `f32`, or `bf16` products with f32 weights (CUDA only).
+    /// Precision of training: `auto` (bf16 on CUDA, else f32), `f32`, or `bf16` with f32 weights (CUDA only). All else is f32.
     #[arg(long, value_enum, value_name = "PRECISION", default_value = "auto", hide_possible_values = true)]
     precision: Precision,
     /// Compute threads [default: one per core]. The result is the same for any number.

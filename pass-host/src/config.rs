@@ -391,6 +391,9 @@ pub enum OpsKind {
     Fused,
     /// Plain compositions of tensor operations: slow, for comparison.
     Reference,
+    /// CUDA kernels on the processor: very slow, for tests of the kernels.
+    #[cfg(feature = "_emulator")]
+    Emulated,
 }
 
 impl Default for TrainConfig {

@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
+use crate::ops;
+
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -47,12 +49,12 @@ impl fmt::Display for DeviceChoice {
 /// What `--precision` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Precision {
-    /// f32.
+    /// bf16 on CUDA, f32 on the CPU.
     #[default]
     Auto,
     /// Everything in f32.
     F32,
-    /// Products in bf16 with f32 master weights; CUDA only.
+    /// Training with activations and products in bf16, weights, losses and norms in f32; CUDA only.
     Bf16,
 }
 
@@ -61,7 +63,7 @@ pub enum Precision {
 pub struct Compute {
     /// The device.
     pub device: Device,
-    /// Element type of the forward pass; weights, gradients and optimizer stay f32.
+    /// Element type of activations and products in training; weights, gradients and optimizer stay f32.
     pub dtype: DType,
 }
 
@@ -126,9 +128,10 @@ pub fn choose(device: DeviceChoice, precision: Precision) -> Result<Compute, Dev
         DeviceChoice::Auto => open_cuda(0).unwrap_or(Device::Cpu),
     };
     let dtype = match precision {
-        Precision::Auto | Precision::F32 => DType::F32,
         Precision::Bf16 if device.is_cpu() => return Err(DeviceError::Bf16OnCpu),
-        Precision::Bf16 => DType::BF16,
+        Precision::Auto if device.is_cpu() => DType::F32,
+        Precision::F32 => DType::F32,
+        Precision::Auto | Precision::Bf16 => DType::BF16,
     };
     Ok(Compute { device, dtype })
 }
@@ -141,7 +144,7 @@ pub fn open_cuda(index: usize) -> Result<Device, DeviceError> {
     }
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let opened = std::panic::catch_unwind(|| Device::new_cuda(index));
+    let opened = std::panic::catch_unwind(|| ops::open_cuda(index));
     std::panic::set_hook(hook);
     match opened {
         Ok(Ok(device)) => Ok(device),

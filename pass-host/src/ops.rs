@@ -1,9 +1,12 @@
-//! The training operations: each as a fused CPU `f32` kernel with a hand-written backward pass, and as the plain
-//! composition of differentiable tensor operations that it must agree with.
+//! The training operations: each as a fused CPU `f32` kernel with a hand-written backward pass, most of them as CUDA
+//! kernels too, and as the plain composition of differentiable tensor operations that both must agree with.
 //!
-//! [`Ops`] picks per call: fused where every tensor holds `f32` on the CPU and the run asked for it, the composition
-//! elsewhere (CUDA, `bf16`, `f64`). Results never depend on the number of threads: work is cut by sizes, sums are
-//! formed per part and added in order.
+//! [`Ops`] picks per call: fused where every tensor holds `f32` on the CPU and the run asked for it, kernels on a CUDA
+//! device, the composition elsewhere (`bf16` on the CPU, `f64`). Results never depend on the number of threads: work is
+//! cut by sizes, sums are formed per part and added in order.
+//!
+//! Mixed precision: activations may be `bf16` while parameters are `f32`. Products then take both in `bf16`; norms,
+//! softmax, losses and the gradients of parameters are `f32`.
 //!
 //! | file | operation |
 //! |---|---|
@@ -20,6 +23,7 @@
 //! | `convolution_3x3`, `batch_norm` | 3x3 convolution with weight gradient; batch normalization with ReLU, channels last |
 //! | `taps`, `pixel_cross_entropy` | bilinear resampling; cross-entropy of every pixel of a picture |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
+//! | `cuda` | all of the above but images and convolutions, as CUDA kernels; the choice of positives on the device |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
 
 mod access;
@@ -32,8 +36,11 @@ mod class_attention;
 mod convolution;
 mod convolution_3x3;
 mod cross_entropy;
+mod cuda;
 mod gather_mean;
 mod head;
+#[cfg(all(test, feature = "_emulator"))]
+mod kernel_tests;
 pub(crate) mod lanes;
 mod layer_norm;
 mod linear;
@@ -48,15 +55,29 @@ mod taps;
 mod testing;
 
 use crate::config::OpsKind;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-pub use adamw::{AdamWStep, clip_scale};
+pub use adamw::{AdamWStep, Learned, Update, clip_scale};
 pub use batch_norm::Moments;
 pub use convolution::{Placement, Rectifier};
-pub use cross_entropy::{PairWeights, Stats};
+pub use cross_entropy::{PairWeights, Statistics, Stats};
+pub(crate) use cuda::open as open_cuda;
 pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;
 pub use taps::Taps;
+
+/// Most positives that the kernel holds in shared memory.
+const MOST_KERNEL_POSITIVES: usize = 512;
+
+/// How an operation is computed.
+enum Way {
+    /// By its fused CPU operation.
+    Fused,
+    /// By CUDA kernels.
+    Kernels,
+    /// By its composition.
+    Composition,
+}
 
 /// The training operations, fused or as compositions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,9 +100,43 @@ impl Ops {
         Self(OpsKind::Reference)
     }
 
-    /// True where the fused kernels are to be used for these tensors.
+    /// CUDA kernels run by the emulator, on CPU tensors; for tests.
+    #[cfg(feature = "_emulator")]
+    pub fn emulated() -> Self {
+        Self(OpsKind::Emulated)
+    }
+
+    /// True where the fused CPU kernels are to be used for these tensors.
     fn fuses(self, tensors: &[&Tensor]) -> bool {
         self.0 == OpsKind::Fused && access::on_cpu_f32(tensors)
+    }
+
+    /// How to compute an operation on these activations, and parameters in `f32`.
+    fn way(self, activations: &[&Tensor], parameters: &[&Tensor]) -> Way {
+        let Some(first) = activations.first() else { return Way::Composition };
+        let of =
+            |tensor: &Tensor, dtype| tensor.dtype() == dtype && tensor.device().same_device(first.device());
+        let typed = matches!(first.dtype(), DType::F32 | DType::BF16)
+            && activations.iter().all(|tensor| of(tensor, first.dtype()))
+            && parameters.iter().all(|tensor| of(tensor, DType::F32));
+        if typed && self.uses_kernels(first.device()) {
+            return Way::Kernels;
+        }
+        match self.fuses(activations) && self.fuses(parameters) {
+            true => Way::Fused,
+            false => Way::Composition,
+        }
+    }
+
+    /// True where CUDA kernels take the place of fused operations.
+    pub(crate) fn uses_kernels(self, device: &Device) -> bool {
+        let wanted = match self.0 {
+            OpsKind::Fused => device.is_cuda(),
+            OpsKind::Reference => false,
+            #[cfg(feature = "_emulator")]
+            OpsKind::Emulated => true,
+        };
+        wanted && cuda::runs_on(device)
     }
 
     /// LayerNorm over the last dimension: `(x − mean) / sqrt(variance + eps) · weight + bias`, biased variance.
@@ -92,9 +147,10 @@ impl Ops {
     /// If the shapes do not fit.
     pub fn layer_norm(self, x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
         layer_norm::check(x, weight, bias)?;
-        match self.fuses(&[x, weight, bias]) {
-            true => layer_norm::fused(x, weight, bias, eps),
-            false => layer_norm::composition(x, weight, bias, eps),
+        match self.way(&[x], &[weight, bias]) {
+            Way::Fused => layer_norm::fused(x, weight, bias, eps),
+            Way::Kernels => cuda::layer_norm(x, weight, bias, eps),
+            Way::Composition => layer_norm::composition(x, weight, bias, eps),
         }
     }
 
@@ -106,9 +162,10 @@ impl Ops {
     /// If the shapes do not fit.
     pub fn linear(self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
         linear::check(x, weight, bias)?;
-        match self.fuses(&[x, weight, bias.unwrap_or(x)]) {
-            true => linear::fused(x, weight, bias, linear::Activation::None),
-            false => linear::composition(x, weight, bias, linear::Activation::None),
+        match self.way(&[x], &[weight, bias.unwrap_or(weight)]) {
+            Way::Fused => linear::fused(x, weight, bias, linear::Activation::None),
+            Way::Kernels => cuda::linear(x, weight, bias, linear::Activation::None),
+            Way::Composition => linear::composition(x, weight, bias, linear::Activation::None),
         }
     }
 
@@ -120,9 +177,10 @@ impl Ops {
     /// If the shapes do not fit.
     pub fn linear_gelu(self, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         linear::check(x, weight, Some(bias))?;
-        match self.fuses(&[x, weight, bias]) {
-            true => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
-            false => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
+        match self.way(&[x], &[weight, bias]) {
+            Way::Fused => linear::fused(x, weight, Some(bias), linear::Activation::Gelu),
+            Way::Kernels => cuda::linear(x, weight, Some(bias), linear::Activation::Gelu),
+            Way::Composition => linear::composition(x, weight, Some(bias), linear::Activation::Gelu),
         }
     }
 
@@ -156,9 +214,10 @@ impl Ops {
     /// If the last dimension is not three times a multiple of `heads`.
     pub fn attention(self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
         attention::check(qkv, heads)?;
-        match self.fuses(&[qkv]) {
-            true => attention::fused(qkv, heads),
-            false => attention::composition(qkv, heads),
+        match self.way(&[qkv], &[]) {
+            Way::Fused => attention::fused(qkv, heads),
+            Way::Kernels => cuda::attention(qkv, heads),
+            Way::Composition => attention::composition(qkv, heads),
         }
     }
 
@@ -180,9 +239,10 @@ impl Ops {
     /// If the shapes do not fit or `heads` does not divide `D`.
     pub fn class_attention(self, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize) -> Result<Tensor> {
         class_attention::check(q, k, v, heads)?;
-        match self.fuses(&[q, k, v]) {
-            true => class_attention::fused(q, k, v, heads),
-            false => class_attention::composition(q, k, v, heads),
+        match self.way(&[q, k, v], &[]) {
+            Way::Fused => class_attention::fused(q, k, v, heads),
+            Way::Kernels => cuda::class_attention(q, k, v, heads),
+            Way::Composition => class_attention::composition(q, k, v, heads),
         }
     }
 
@@ -204,9 +264,10 @@ impl Ops {
         heads: usize,
     ) -> Result<Tensor> {
         neighbor_attention::check(q, own_kv, patch_kv, positives, heads)?;
-        match self.fuses(&[q, own_kv, patch_kv]) {
-            true => neighbor_attention::fused(q, own_kv, patch_kv, positives, heads),
-            false => neighbor_attention::composition(q, own_kv, patch_kv, positives, heads),
+        match self.way(&[q, own_kv, patch_kv], &[]) {
+            Way::Fused => neighbor_attention::fused(q, own_kv, patch_kv, positives, heads),
+            Way::Kernels => cuda::neighbor_attention(q, own_kv, patch_kv, positives, heads),
+            Way::Composition => neighbor_attention::composition(q, own_kv, patch_kv, positives, heads),
         }
     }
 
@@ -218,9 +279,10 @@ impl Ops {
     /// If the shape does not fit `positives`.
     pub fn gather_mean(self, x: &Tensor, positives: &Positives) -> Result<Tensor> {
         gather_mean::check(x, positives)?;
-        match self.fuses(&[x]) {
-            true => gather_mean::fused(x, positives),
-            false => gather_mean::composition(x, positives),
+        match self.way(&[x], &[]) {
+            Way::Fused => gather_mean::fused(x, positives),
+            Way::Kernels => cuda::gather_mean(x, positives),
+            Way::Composition => gather_mean::composition(x, positives),
         }
     }
 
@@ -231,9 +293,10 @@ impl Ops {
     /// # Errors
     /// If `x` is a scalar.
     pub fn l2_normalize(self, x: &Tensor, eps: f64) -> Result<Tensor> {
-        match self.fuses(&[x]) {
-            true => normalize::fused(x, eps),
-            false => normalize::composition(x, eps),
+        match self.way(&[x], &[]) {
+            Way::Fused => normalize::fused(x, eps),
+            Way::Kernels => cuda::l2_normalize(x, eps),
+            Way::Composition => normalize::composition(x, eps),
         }
     }
 
@@ -245,9 +308,10 @@ impl Ops {
     /// If the shapes do not fit.
     pub fn weight_norm(self, v: &Tensor, g: &Tensor) -> Result<Tensor> {
         normalize::check_weight(v, g)?;
-        match self.fuses(&[v, g]) {
-            true => normalize::fused_weight(v, g),
-            false => normalize::composition_weight(v, g),
+        match self.way(&[v, g], &[v, g]) {
+            Way::Fused => normalize::fused_weight(v, g),
+            Way::Kernels => cuda::weight_norm(v, g),
+            Way::Composition => normalize::composition_weight(v, g),
         }
     }
 
@@ -259,9 +323,10 @@ impl Ops {
     /// If the shapes differ or `scale` does not have `B` factors.
     pub fn add_scaled(self, x: &Tensor, branch: &Tensor, scale: Option<&[f32]>) -> Result<Tensor> {
         add_scaled::check(x, branch, scale)?;
-        match self.fuses(&[x, branch]) {
-            true => add_scaled::fused(x, branch, scale),
-            false => add_scaled::composition(x, branch, scale),
+        match self.way(&[x, branch], &[]) {
+            Way::Fused => add_scaled::fused(x, branch, scale),
+            Way::Kernels => cuda::add_scaled(x, branch, scale),
+            Way::Composition => add_scaled::composition(x, branch, scale),
         }
     }
 
@@ -307,13 +372,16 @@ impl Ops {
         teacher_temp: f64,
         pairs: &[(u32, u32)],
         weights: impl Into<PairWeights<'a>>,
-    ) -> Result<(Tensor, Stats)> {
+    ) -> Result<(Tensor, Statistics)> {
         let temperatures = [student_temp, teacher_temp];
         let weights = weights.into();
         cross_entropy::check(student, teacher, center, temperatures, pairs, weights)?;
-        match self.fuses(&[student, teacher, center]) {
-            true => cross_entropy::fused(student, teacher, center, temperatures, pairs, weights),
-            false => cross_entropy::composition(student, teacher, center, temperatures, pairs, weights),
+        match self.way(&[student, teacher], &[center]) {
+            Way::Fused => cross_entropy::fused(student, teacher, center, temperatures, pairs, weights),
+            Way::Kernels => cuda::cross_entropy(student, teacher, center, temperatures, pairs, weights),
+            Way::Composition => {
+                cross_entropy::composition(student, teacher, center, temperatures, pairs, weights)
+            }
         }
     }
 
@@ -401,8 +469,104 @@ impl Ops {
     pub fn grad_norm(self, gradient: &Tensor) -> Result<f64> {
         match self.fuses(&[gradient]) {
             true => adamw::norm(gradient),
-            false => adamw::norm_composition(gradient),
+            false => adamw::norm_composition(gradient)?.to_scalar(),
         }
+    }
+
+    /// [`Ops::grad_norm`] of each of these gradients, `[count]` in `f64`, where the gradients are: nothing waits.
+    ///
+    /// # Errors
+    /// If there are none, or a tensor cannot be read.
+    pub fn grad_norms(self, gradients: &[&Tensor]) -> Result<Tensor> {
+        match self.way(gradients, gradients) {
+            Way::Fused => {
+                let norms: Vec<f64> =
+                    gradients.iter().map(|gradient| adamw::norm(gradient)).collect::<Result<_>>()?;
+                Tensor::from_vec(norms, gradients.len(), &Device::Cpu)
+            }
+            Way::Kernels => cuda::norms(gradients),
+            Way::Composition => {
+                let norms: Vec<Tensor> = gradients
+                    .iter()
+                    .map(|gradient| adamw::norm_composition(gradient))
+                    .collect::<Result<_>>()?;
+                Tensor::stack(&norms, 0)
+            }
+        }
+    }
+
+    /// [`Ops::adamw_ema_step`] or, without a gradient, [`Ops::ema_step`] of many parameters: on CUDA in one launch.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn update(self, updates: &[Update<'_>]) -> Result<()> {
+        let mut tensors = Vec::with_capacity(5 * updates.len());
+        for update in updates {
+            let learned = update.learned.iter().flat_map(|l| [l.gradient, l.first, l.second]);
+            let others: Vec<&Tensor> = learned.chain(update.teacher).collect();
+            adamw::check(update.student, &others)?;
+            tensors.push(update.student);
+            tensors.extend(others);
+        }
+        if let Way::Kernels = self.way(&tensors, &tensors) {
+            return cuda::update(updates);
+        }
+        for Update { student, learned, teacher, step } in updates {
+            match (learned, teacher) {
+                (Some(l), _) => {
+                    self.adamw_ema_step(student, l.gradient, l.first, l.second, *teacher, step)?
+                }
+                (None, Some(teacher)) => self.ema_step(teacher, student, step.momentum)?,
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Mean over the rows of `[R, K]`, in `f32` at least, without a gradient.
+    ///
+    /// # Errors
+    /// If it is no matrix.
+    pub fn mean_rows(self, rows: &Tensor) -> Result<Tensor> {
+        match self.way(&[rows], &[]) {
+            Way::Kernels => cuda::mean_rows(rows),
+            Way::Fused | Way::Composition => {
+                // as a product with a constant row: one fast pass in a fixed order
+                let (count, _) = rows.dims2()?;
+                let rows = access::wide(&rows.detach())?;
+                let share =
+                    Tensor::full(1.0 / count as f32, (1, count), rows.device())?.to_dtype(rows.dtype())?;
+                share.matmul(&rows)?.squeeze(0)
+            }
+        }
+    }
+
+    /// The positives that a device chooses among the candidates of every patch and keeps; `None` where the host has to.
+    ///
+    /// - `features`: `[B, N, D]`; `candidates`: `[N][..]`, ascending; `eps`: smallest norm a feature is divided by.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or the device fails.
+    pub(crate) fn positives(
+        self,
+        features: &Tensor,
+        candidates: &[Vec<u32>],
+        k: usize,
+        eps: f32,
+    ) -> Result<Option<Positives>> {
+        let Way::Kernels = self.way(&[features], &[]) else { return Ok(None) };
+        let (_, patches, _) = features.dims3()?;
+        let slots = candidates.iter().map(Vec::len).max().unwrap_or_default();
+        if candidates.len() != patches || k == 0 || k > slots.min(MOST_KERNEL_POSITIVES) {
+            return Ok(None);
+        }
+        let padded =
+            |row: &Vec<u32>| row.iter().copied().chain(std::iter::repeat(u32::MAX)).take(slots).collect();
+        let table: Vec<Vec<u32>> = candidates.iter().map(padded).collect();
+        let table = Tensor::from_vec(table.concat(), (patches, slots), features.device())?;
+        let index = cuda::positives(features, &table, k, eps)?;
+        let counts = candidates.iter().map(|row| row.len().min(k) as u32).collect();
+        Positives::on_device(index, counts).map(Some)
     }
 
     /// One AdamW step of one parameter and, if a teacher is given, its exponential moving average, in place.

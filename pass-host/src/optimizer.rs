@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::OptimConfig;
 use crate::model::parameters::Parameters;
-use crate::ops::{AdamWStep, Ops, clip_scale};
+use crate::ops::{AdamWStep, Learned, Ops, Update, clip_scale};
 
 /// Gradients of the trained tensors by name.
 pub type Gradients = HashMap<String, Tensor>;
@@ -61,7 +61,16 @@ impl Optimizer {
 
     /// L2 norm of every gradient, not finite if any of its values is not.
     pub fn norms(&self, gradients: &Gradients) -> Result<BTreeMap<String, f64>> {
-        gradients.iter().map(|(name, gradient)| Ok((name.clone(), self.ops.grad_norm(gradient)?))).collect()
+        let (names, norms) = self.norms_on_device(gradients)?;
+        Ok(names.into_iter().zip(norms.to_vec1()?).collect())
+    }
+
+    /// Names of all gradients, sorted, and their norms, `[count]` in `f64`, where they are: nothing waits.
+    pub fn norms_on_device(&self, gradients: &Gradients) -> Result<(Vec<String>, Tensor)> {
+        let mut sorted: Vec<(&String, &Tensor)> = gradients.iter().collect();
+        sorted.sort_unstable_by_key(|(name, _)| *name);
+        let (names, tensors): (Vec<_>, Vec<_>) = sorted.into_iter().unzip();
+        Ok((names.into_iter().cloned().collect(), self.ops.grad_norms(&tensors)?))
     }
 
     /// What a gradient of this norm is multiplied with: `min(1, clip / (norm + 1e-6))`, for each tensor on its own.
@@ -80,36 +89,40 @@ impl Optimizer {
         norms: &BTreeMap<String, f64>,
         size: &StepSize,
     ) -> Result<()> {
-        for (name, parameter) in student.iter() {
-            let teacher = teacher.get(name)?;
-            let frozen = name.contains("last_layer") && !size.train_last_layer;
-            let (Some(moments), Some(gradient), Some(norm), false) =
-                (self.moments.get_mut(name), gradients.get(name), norms.get(name), frozen)
-            else {
-                self.ops.ema_step(&teacher, &parameter.tensor, size.momentum)?;
-                continue;
-            };
-            moments.steps += 1;
-            let decayed = !is_undecayed(name, parameter.tensor.rank());
-            let update = AdamWStep {
-                lr: size.lr,
-                betas: self.betas,
-                eps: self.eps,
-                weight_decay: if decayed { size.weight_decay } else { 0.0 },
-                step: moments.steps,
-                gradient_scale: clip_scale(*norm, self.clip),
-                momentum: size.momentum,
-            };
-            self.ops.adamw_ema_step(
-                &parameter.tensor,
-                gradient,
-                &moments.first,
-                &moments.second,
-                Some(&teacher),
-                &update,
-            )?;
+        let learns =
+            |name: &str| norms.contains_key(name) && (size.train_last_layer || !name.contains("last_layer"));
+        for (name, moments) in &mut self.moments {
+            moments.steps += u64::from(learns(name) && gradients.contains_key(name));
         }
-        Ok(())
+        let teachers = student.iter().map(|(name, _)| teacher.get(name)).collect::<Result<Vec<_>>>()?;
+        let updates: Vec<Update<'_>> = student
+            .iter()
+            .zip(&teachers)
+            .map(|((name, parameter), teacher)| {
+                let moments = self.moments.get(name).filter(|_| learns(name));
+                let learned = moments.zip(gradients.get(name));
+                let decayed = !is_undecayed(name, parameter.tensor.rank());
+                Update {
+                    student: &parameter.tensor,
+                    learned: learned.map(|(Moments { first, second, .. }, gradient)| Learned {
+                        gradient,
+                        first,
+                        second,
+                    }),
+                    teacher: Some(teacher),
+                    step: AdamWStep {
+                        lr: size.lr,
+                        betas: self.betas,
+                        eps: self.eps,
+                        weight_decay: if decayed { size.weight_decay } else { 0.0 },
+                        step: learned.map_or(1, |(moments, _)| moments.steps),
+                        gradient_scale: norms.get(name).map_or(1.0, |norm| clip_scale(*norm, self.clip)),
+                        momentum: size.momentum,
+                    },
+                }
+            })
+            .collect();
+        self.ops.update(&updates)
     }
 
     /// Moments `exp_avg.NAME`, `exp_avg_sq.NAME` and counters `step.NAME`, for a checkpoint.

@@ -186,6 +186,7 @@ impl<'a> Run<'a> {
             augment: config.augment.clone(),
             drop_path_applications: trainer.student.backbone.drop_path_applications(),
             seed: config.seed,
+            dtype: settings.compute.dtype,
         };
         Ok(Self {
             settings,

@@ -1,6 +1,6 @@
 //! Backbones and their parts: stochastic depth, position embeddings, full-size forward passes, first values.
 
-use candle_core::{D, Device, Tensor};
+use candle_core::{D, Tensor};
 use pass_host::config::{Arch, TrainConfig};
 use pass_host::model::aggregation::AggregationHead;
 use pass_host::model::parameters::{Parameters, Role};
@@ -9,9 +9,9 @@ use pass_host::model::vit::Vit;
 use pass_host::model::{Architecture, Network};
 use pass_host::objective::matching::{self, Matching};
 use pass_host::ops::Ops;
-use pass_tests::{Golden, GoldenFile};
+use pass_tests::{Golden, GoldenFile, device};
 
-use super::{both_ops, check, ok, size_suffix, tensor, values};
+use super::{all_ops, check, ok, size_suffix, tensor, values};
 
 /// An architecture with heads too small to matter.
 fn backbone(dim: usize, depth: usize, heads: usize, patch_size: usize, grid: usize) -> Architecture {
@@ -49,7 +49,7 @@ pub(crate) fn drop_path(golden: &Golden) {
     let (draws, shape) = file.tensor("draws");
     let draws: Vec<Vec<f64>> =
         draws.chunks(shape[1]).map(|row| row.iter().map(|&draw| f64::from(draw)).collect()).collect();
-    for ops in both_ops() {
+    for ops in all_ops() {
         let vit = ok(Vit::new(&parameters, "backbone", &architecture, ops));
         assert_eq!(vit.drop_path_applications(), draws.len(), "applications of stochastic depth");
         let (patches, grid) = ok(vit.patchify(&image));
@@ -109,7 +109,7 @@ fn formula_weights(architecture: &Architecture, order: &[String], salt: u32) -> 
         };
         let data: Vec<f32> =
             formula(salt.wrapping_add(number as u32), count).map(|v| scale(v) as f32).collect();
-        (name.clone(), ok(Tensor::from_vec(data, shape.as_slice(), &Device::Cpu)))
+        (name.clone(), ok(Tensor::from_vec(data, shape.as_slice(), device())))
     };
     order.iter().enumerate().map(fill).collect()
 }
@@ -131,7 +131,7 @@ pub(crate) fn full_arch(golden: &Golden) {
         let parameters = formula_weights(&architecture, &order, salt);
         let image: Vec<f32> =
             formula(9999u32.wrapping_add(salt), 3 * height * width).map(|v| (1.5 * v) as f32).collect();
-        let image = ok(Tensor::from_vec(image, (1, 3, height, width), &Device::Cpu));
+        let image = ok(Tensor::from_vec(image, (1, 3, height, width), device()));
         full_size_case(&file, &case, &architecture, &parameters, &image, Ops::fused());
     }
 }
@@ -186,7 +186,7 @@ fn full_size_case(
     let mask: Vec<f32> = std::iter::once(1.0).chain(expected.iter().copied()).collect();
     file.check(&format!("{case}.comparable"), expected);
     let rows = mask.len();
-    let mask = ok(Tensor::from_vec(mask, (rows, 1), &Device::Cpu));
+    let mask = ok(Tensor::from_vec(mask, (rows, 1), device()));
     let masked = ok(tokens.squeeze(0).and_then(|x| x.broadcast_mul(&mask)));
     check(file, &format!("{case}.aggregated"), &every_16th(&masked));
 
@@ -217,7 +217,7 @@ pub(crate) fn init_stats(golden: &Golden) {
         norm_last_layer: !trainable_magnitude,
         ..backbone(embedding[2], depth, 1, 1, 1)
     };
-    let parameters = ok(Parameters::init(&architecture, Role::Student, 7, &Device::Cpu));
+    let parameters = ok(Parameters::init(&architecture, Role::Student, 7, device()));
     assert_eq!(parameters.count(), json.whole("/total_parameters"), "number of values");
     assert_eq!(parameters.iter().count(), names.len(), "number of tensors");
     for name in names {
@@ -268,9 +268,9 @@ fn every_preset_size_builds_and_runs() {
         config.model.patch_size = patch_size;
         config.augment.global_size = side;
         let architecture = Architecture::from_config(&config);
-        let parameters = ok(Parameters::init(&architecture, Role::Teacher, 1, &Device::Cpu));
+        let parameters = ok(Parameters::init(&architecture, Role::Teacher, 1, device()));
         let network = ok(Network::new(&architecture, parameters, Ops::fused()));
-        let images = ok(Tensor::randn(0f32, 1.0, (1, 3, side, 2 * side), &Device::Cpu));
+        let images = ok(Tensor::randn(0f32, 1.0, (1, 3, side, 2 * side), device()));
         let (patches, grid) = ok(network.backbone.patchify(&images));
         let features = ok(network.backbone.forward(&patches, grid, None));
         assert_eq!(features.dims(), [1, grid.0 * grid.1, architecture.dim]);

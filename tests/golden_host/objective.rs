@@ -1,16 +1,16 @@
 //! The objective in candle: neighborhoods, matching, class attention, losses, schedules.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use pass_host::config::{Border, PatchObjective, Window};
 use pass_host::model::aggregation::ClassAttentionBlock;
 use pass_host::model::parameters::Parameters;
-use pass_host::objective::center::{Centers, mean_rows};
+use pass_host::objective::center::Centers;
 use pass_host::objective::loss::{class_pairs, patch_pairs};
 use pass_host::objective::matching::{self, Matching};
 use pass_host::train::schedule::Schedules;
-use pass_tests::{Golden, GoldenFile};
+use pass_tests::{Golden, GoldenFile, device};
 
-use super::{both_ops, cases, check, ok, size_suffix, tensor, values};
+use super::{all_ops, cases, check, ok, size_suffix, tensor, values};
 
 fn rule(window: Window, k: usize) -> Matching {
     let config = PatchObjective { window, k, border: Border::Wrap, ..Default::default() };
@@ -96,7 +96,7 @@ pub(crate) fn matching(golden: &Golden) {
 
 pub(crate) fn class_attention(golden: &Golden) {
     let file = golden.file("class_attention.safetensors");
-    for ops in both_ops() {
+    for ops in all_ops() {
         for case in cases(&file) {
             let heads = file.cases()[&case]["heads"].as_u64().expect("heads") as usize;
             let prefix = format!("{case}.w.");
@@ -148,7 +148,7 @@ pub(crate) fn loss(golden: &Golden) {
     let (patch_terms, patch_weights) = patch_pairs(batch, &groups);
     let mut epochs: Vec<String> = cases(&file).into_iter().filter(|case| case.starts_with("epoch")).collect();
     epochs.sort_by_key(|name| name["epoch".len()..].parse::<usize>().expect("epoch number"));
-    for ops in both_ops() {
+    for ops in all_ops() {
         let center = |name: &str| ok(tensor(&file, name).flatten_all());
         let mut centers =
             Centers { class: center("center_before"), patch: Some(center("patch_center_before")) };
@@ -170,8 +170,9 @@ pub(crate) fn loss(golden: &Golden) {
                     weights,
                 ));
                 // cross-entropy = entropy of the teacher + divergence, on average over equally weighted terms
+                let stats = ok(stats.read());
                 assert!(stats.teacher_entropy > 0.0 && stats.kl > 0.0);
-                (student, loss, ok(mean_rows(&teacher)))
+                (student, loss, ok(ops.mean_rows(&teacher)))
             };
             let class_weights = vec![class_weight; class_terms.len()];
             let (class_rows, class, class_mean) = term("cls", &centers.class, &class_terms, &class_weights);
@@ -274,7 +275,7 @@ fn clipped_borders_have_fewer_neighbors() {
     let config = PatchObjective { border: Border::Clip, ..Default::default() };
     let rows = ok(matching::neighborhoods((2, 3), &Matching::from_config(&config)));
     assert_eq!(rows[0], [1, 3, 4]);
-    let features = ok(Tensor::randn(0f32, 1.0, (2, 6, 5), &Device::Cpu));
+    let features = ok(Tensor::randn(0f32, 1.0, (2, 6, 5), device()));
     let positives = ok(matching::positives(&features, (2, 3), &Matching::from_config(&config)));
     assert_eq!((0..6).map(|patch| positives.of(1, patch).len()).collect::<Vec<_>>(), [3, 4, 3, 3, 4, 3]);
 }

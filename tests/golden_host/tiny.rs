@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use pass_host::config::{Arch, OpsKind, TrainConfig, Window};
 use pass_host::model::aggregation::Aggregated;
 use pass_host::model::parameters::{Parameters, Role};
@@ -12,11 +12,9 @@ use pass_host::objective::forward::{CropGroup, Crops};
 use pass_host::objective::matching::{self, Matching};
 use pass_host::optimizer::{Optimizer, StepSize};
 use pass_host::train::trainer::{Schedule, Trainer};
-use pass_tests::{Golden, GoldenFile};
+use pass_tests::{Golden, GoldenFile, all_ops, device};
 
 use super::{check, ok, tensor, values};
-
-const KINDS: [OpsKind; 2] = [OpsKind::Fused, OpsKind::Reference];
 
 /// The configuration that the `hyper` of a tiny file describes.
 fn configuration(file: &GoldenFile<'_>, ops: OpsKind) -> TrainConfig {
@@ -65,7 +63,7 @@ fn weights(golden: &Golden, config: &TrainConfig, who: &str, role: Role) -> Para
         .into_iter()
         .filter_map(|name| name.strip_prefix(&prefix).map(|short| (short.to_owned(), tensor(&file, name))))
         .collect();
-    Parameters::from_tensors(&Architecture::from_config(config), role, &named, &Device::Cpu)
+    Parameters::from_tensors(&Architecture::from_config(config), role, &named, device())
         .unwrap_or_else(|error| panic!("{who}: {error}"))
 }
 
@@ -104,7 +102,7 @@ pub(crate) fn tiny_weights(golden: &Golden) {
 
 pub(crate) fn tiny_forward(golden: &Golden) {
     let file = golden.file("tiny_forward.safetensors");
-    for kind in KINDS {
+    for kind in all_ops() {
         let config = configuration(&file, kind);
         let architecture = Architecture::from_config(&config);
         let network = |who: &str| {
@@ -131,7 +129,7 @@ pub(crate) fn tiny_forward(golden: &Golden) {
         });
         assert_eq!((grid.0 * grid.1).div_ceil(step), rows, "stored query rows");
         let picked: Vec<u32> = (0..rows).map(|row| (row * step) as u32).collect();
-        let picked = ok(Tensor::new(picked, &Device::Cpu));
+        let picked = ok(Tensor::new(picked, device()));
         let first = ok(attention.narrow(0, 0, 1).and_then(|x| x.contiguous()?.index_select(&picked, 2)));
         check(&file, name, &first);
 
@@ -186,7 +184,7 @@ pub(crate) fn tiny_loss_grads(golden: &Golden) {
     let forward = golden.file("tiny_forward.safetensors");
     let names: Vec<String> =
         serde_json::from_value(file.entry()["grad_names"].clone()).expect("grad_names lists names");
-    for kind in KINDS {
+    for kind in all_ops() {
         let config = configuration(&file, kind);
         let trainer = trainer(golden, &config);
         let (temp, _) = file.tensor("teacher_temp");
@@ -224,7 +222,7 @@ pub(crate) fn tiny_train(golden: &Golden) {
     let gradient_names: Vec<String> =
         serde_json::from_value(golden.file("tiny_loss_grads.safetensors").entry()["grad_names"].clone())
             .expect("grad_names lists names");
-    for kind in KINDS {
+    for kind in all_ops() {
         let config = configuration(&file, kind);
         let mut trainer = trainer(golden, &config);
         let series = |name: &str, step: usize| f64::from(file.tensor(name).0[step]);

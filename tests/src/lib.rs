@@ -5,6 +5,7 @@
 //! | [`golden`] | opens the set, hands out tensors and hyper-parameters, accounts for coverage |
 //! | [`json`] | the JSON files of the set, with the same accounting |
 //! | [`compare`] | `abs(a - b) <= atol + rtol * abs(b)`, integers exactly, sets, stepped weights |
+//! | [`device`] | where the tests compute, and in which ways |
 //! | [`suite`] | one test per file, and one that refuses a file no test knows |
 //! | [`video`] | label propagation over the clips of the set |
 //!
@@ -28,11 +29,13 @@
 //! The set is `fixtures/golden`, or the folder named by `PASS_GOLDEN_DIR` (same format, other seeds and sizes).
 
 pub mod compare;
+pub mod device;
 pub mod golden;
 pub mod json;
 pub mod suite;
 pub mod video;
 
 pub use compare::{Comparison, SteppedWeights, Tolerance};
+pub use device::{all_ops, device};
 pub use golden::{Golden, GoldenFile, TensorSpec};
 pub use json::GoldenJson;

@@ -53,9 +53,10 @@ impl AggregationHead {
         mut visit: impl FnMut(usize, &Aggregated) -> Result<()>,
     ) -> Result<Aggregated> {
         let (batch, _, dim) = features.dims3()?;
-        let class = self.class_token.broadcast_as((batch, 1, dim))?.contiguous()?;
+        let dtype = features.dtype();
+        let class = self.class_token.broadcast_as((batch, 1, dim))?.contiguous()?.to_dtype(dtype)?;
         // before the first block every patch's token is the same class token: [1, 1, D] stands for all of them
-        let patches = positives.map(|_| self.class_token.clone());
+        let patches = positives.map(|_| self.class_token.to_dtype(dtype)).transpose()?;
         let mut tokens = Aggregated { class, patches };
         for (index, block) in self.blocks.iter().enumerate() {
             let keys_values = block.keys_values(features)?;
@@ -76,7 +77,8 @@ impl AggregationHead {
     /// what each adds to the patch's target.
     pub fn attention_weights(&self, features: &Tensor) -> Result<Vec<Tensor>> {
         let (batch, _, dim) = features.dims3()?;
-        let mut token = self.class_token.broadcast_as((batch, 1, dim))?.contiguous()?;
+        let token = self.class_token.broadcast_as((batch, 1, dim))?.contiguous()?;
+        let mut token = token.to_dtype(features.dtype())?;
         let mut weights = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let keys_values = block.keys_values(features)?;

@@ -91,10 +91,13 @@ impl Vit {
     pub fn embed(&self, patches: &Tensor, grid: (usize, usize)) -> Result<Tensor> {
         let weight = self.patch_weight.flatten_from(1)?;
         let tokens = self.ops.linear(patches, &weight, Some(&self.patch_bias))?;
-        let tokens = tokens.broadcast_add(&self.positions.resized(grid)?)?;
+        // in the precision of the parameters: the gradient of the embedding is a sum over images
+        let (dtype, positions) = (tokens.dtype(), self.positions.resized(grid)?);
+        let tokens = tokens.to_dtype(positions.dtype())?.broadcast_add(&positions)?.to_dtype(dtype)?;
         let Some(prefix) = &self.prefix else { return Ok(tokens) };
         let (batch, _, dim) = tokens.dims3()?;
-        Tensor::cat(&[&prefix.broadcast_as((batch, prefix.dim(1)?, dim))?.contiguous()?, &tokens], 1)
+        let prefix = prefix.broadcast_as((batch, prefix.dim(1)?, dim))?.contiguous()?.to_dtype(dtype)?;
+        Tensor::cat(&[&prefix, &tokens], 1)
     }
 
     /// Output of the last block, `[B, P + N, D]`; `draws` switches stochastic depth on.

@@ -4,13 +4,6 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::model::Architecture;
 
-/// Mean over the rows of `[R, K]`, as a product with a constant row: one fast pass in a fixed order.
-pub fn mean_rows(rows: &Tensor) -> Result<Tensor> {
-    let count = rows.dim(0)?;
-    let share = Tensor::full(1.0 / count as f32, (1, count), rows.device())?.to_dtype(rows.dtype())?;
-    share.matmul(rows)?.squeeze(0)
-}
-
 /// Both centers.
 #[derive(Clone, Debug)]
 pub struct Centers {

@@ -2,12 +2,12 @@
 
 use candle_core::{Result, Tensor};
 
-use super::center::{Centers, mean_rows};
+use super::center::Centers;
 use super::loss::{class_pairs, patch_pairs};
 use super::matching::{self, Matching};
 use crate::config::{Aggregation, MatchingSource, PatchCrops, TrainConfig};
 use crate::model::Network;
-use crate::ops::{Ops, Positives, Stats};
+use crate::ops::{Ops, Positives, Statistics};
 
 /// Crops of one size, `[crops · B, 3, side, side]`, crop-major (all images of the first crop come first).
 pub struct CropGroup {
@@ -71,9 +71,9 @@ pub struct Losses {
     /// Means of the teacher's outputs, for the centers.
     pub teacher_mean: Centers,
     /// Entropy and divergence of the class distributions.
-    pub image_stats: Stats,
+    pub image_stats: Statistics,
     /// The same for the patch distributions.
-    pub patch_stats: Option<Stats>,
+    pub patch_stats: Option<Statistics>,
     /// What the log derives more figures from.
     pub monitor: Monitor,
 }
@@ -119,7 +119,7 @@ impl Objective {
                     MatchingSource::Teacher => &teacher_features,
                     MatchingSource::Student => &student_features.detach(),
                 };
-                Some(matching::positives(source, grid, &self.matching)?)
+                Some(matching::positives_where_computed(source, grid, &self.matching, ops)?)
             } else {
                 None
             };
@@ -171,7 +171,7 @@ impl Objective {
             total = (total + (&loss * self.patch_weight)?)?;
             patch = Some(loss);
             patch_stats = Some(stats);
-            patch_mean = Some(mean_rows(&targets)?);
+            patch_mean = Some(ops.mean_rows(&targets)?);
             patch_targets = Some(targets);
         }
         let Some((features, positives)) = monitor_source else {
@@ -188,7 +188,7 @@ impl Objective {
             total,
             image,
             patch,
-            teacher_mean: Centers { class: mean_rows(&class_targets)?, patch: patch_mean },
+            teacher_mean: Centers { class: ops.mean_rows(&class_targets)?, patch: patch_mean },
             image_stats,
             patch_stats,
             monitor: Monitor { features, patch: patch_monitor },

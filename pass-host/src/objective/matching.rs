@@ -1,16 +1,19 @@
 //! The positives of every patch: the tensor side of `pass_core::matching`.
 //!
-//! The similarities and the choice run in `pass-core`, one image a task: 8·N dot products are little work next to the
-//! backbone, and one implementation cannot disagree with itself.
+//! On the CPU the similarities and the choice run in `pass-core`, one image a task: 8·N dot products are little work
+//! next to the backbone, and one implementation cannot disagree with itself. On CUDA a kernel with the same order of
+//! sums and the same rule for ties chooses, so that the step does not wait for the device.
 
 use candle_core::{DType, Device, Result, Tensor};
-use pass_core::matching::{match_into, match_scratch_len, similarities_into, similarity_scratch_len};
+use pass_core::matching::{
+    NORM_EPSILON, match_into, match_scratch_len, similarities_into, similarity_scratch_len,
+};
 use pass_core::neighborhood::{Border, Neighborhood, Window};
 use pass_core::shape::{PatchGrid, Tokens};
 use rayon::prelude::*;
 
 use crate::config::{self, PatchObjective};
-use crate::ops::Positives;
+use crate::ops::{Ops, Positives};
 
 /// How positives are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,6 +97,23 @@ pub fn positives(features: &Tensor, grid: (usize, usize), matching: &Matching) -
         .map_err(candle_core::Error::wrap)?;
     let counts = (0..patches).map(|patch| neighborhood.candidates(patch).count().min(k) as u32).collect();
     Positives::new(index, counts, k, batch, patches)
+}
+
+/// The same positives, chosen and kept where the features are if `ops` has a kernel for them.
+pub fn positives_where_computed(
+    features: &Tensor,
+    grid: (usize, usize),
+    matching: &Matching,
+    ops: Ops,
+) -> Result<Positives> {
+    if ops.uses_kernels(features.device()) {
+        let k = matching.k.min(matching.neighborhood(grid)?.max_candidates());
+        let candidates = neighborhoods(grid, matching)?;
+        if let Some(positives) = ops.positives(features, &candidates, k, NORM_EPSILON)? {
+            return Ok(positives);
+        }
+    }
+    positives(features, grid, matching)
 }
 
 /// Features as host memory with their N and D.

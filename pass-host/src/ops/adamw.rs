@@ -30,6 +30,30 @@ pub fn clip_scale(norm: f64, clip: f64) -> f64 {
     if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }
 
+/// One parameter of [`super::Ops::update`].
+#[derive(Clone, Copy, Debug)]
+pub struct Update<'a> {
+    /// The parameter.
+    pub student: &'a Tensor,
+    /// What it learns from; without it only the teacher moves.
+    pub learned: Option<Learned<'a>>,
+    /// Its moving average.
+    pub teacher: Option<&'a Tensor>,
+    /// Numbers of this step.
+    pub step: AdamWStep,
+}
+
+/// Gradient and moments of a parameter.
+#[derive(Clone, Copy, Debug)]
+pub struct Learned<'a> {
+    /// Of the loss.
+    pub gradient: &'a Tensor,
+    /// First moment.
+    pub first: &'a Tensor,
+    /// Second moment.
+    pub second: &'a Tensor,
+}
+
 impl AdamWStep {
     /// Step size and the root of the second correction.
     fn corrections(&self) -> (f64, f64) {
@@ -59,21 +83,21 @@ fn parts(values: Option<&mut [f32]>, count: usize) -> Vec<Option<&mut [f32]>> {
 }
 
 /// One part of [`fused`], in the order of operations of PyTorch's AdamW.
-struct Kernel {
-    decay: f32,
-    gradient_scale: f32,
-    first_share: f32,
-    beta2: f32,
-    second_share: f32,
-    step_size: f32,
-    root_correction: f32,
-    eps: f32,
-    momentum: f32,
-    student_share: f32,
+pub(super) struct Kernel {
+    pub(super) decay: f32,
+    pub(super) gradient_scale: f32,
+    pub(super) first_share: f32,
+    pub(super) beta2: f32,
+    pub(super) second_share: f32,
+    pub(super) step_size: f32,
+    pub(super) root_correction: f32,
+    pub(super) eps: f32,
+    pub(super) momentum: f32,
+    pub(super) student_share: f32,
 }
 
 impl Kernel {
-    fn new(step: &AdamWStep) -> Self {
+    pub(super) fn new(step: &AdamWStep) -> Self {
         let (step_size, root_correction) = step.corrections();
         Self {
             decay: (1.0 - step.lr * step.weight_decay) as f32,
@@ -230,8 +254,9 @@ pub(super) fn norm(gradient: &Tensor) -> Result<f64> {
     Ok(squares.iter().sum::<f64>().sqrt())
 }
 
-pub(super) fn norm_composition(gradient: &Tensor) -> Result<f64> {
-    Ok(gradient.detach().to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
+/// The norm as a scalar in `f64`, where the gradient is.
+pub(super) fn norm_composition(gradient: &Tensor) -> Result<Tensor> {
+    gradient.detach().to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Multi-head self-attention straight from packed projections.
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::buffer::zeros;
 use super::head::{Gradients, Inputs, attend, attend_backward, split};
 use candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor, bail};
@@ -15,11 +15,12 @@ pub(super) fn check(qkv: &Tensor, heads: usize) -> Result<()> {
     Ok(())
 }
 
-/// Softmax over the last dimension; the maximum only shifts, so it is a constant to the gradient.
+/// Softmax over the last dimension, in `f32` at least; the maximum only shifts, so it is a constant to the gradient.
 pub(super) fn softmax(scores: &Tensor) -> Result<Tensor> {
+    let (dtype, scores) = (scores.dtype(), wide(scores)?);
     let largest = scores.detach().max_keepdim(D::Minus1)?;
     let exponentials = scores.broadcast_sub(&largest)?.exp()?;
-    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
+    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)?.to_dtype(dtype)
 }
 
 /// The q, k or v (`part` 0, 1, 2) of all heads, `[B, heads, N, d]`.

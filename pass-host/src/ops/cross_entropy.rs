@@ -3,10 +3,10 @@
 //! The student's gradient is formed while its row is in the cache, and kept; of the teacher's probabilities only one
 //! row per thread exists.
 
-use super::access::{output, stored, tensor};
+use super::access::{output, stored, tensor, wide};
 use super::buffer::build;
 use super::lanes::{LANES, dot, exp, max, sum, widest};
-use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// Weights of the pairs of a cross-entropy.
@@ -31,7 +31,7 @@ impl<'a> From<&'a [f32]> for PairWeights<'a> {
 }
 
 impl PairWeights<'_> {
-    fn of(self, pair: usize) -> f32 {
+    pub(super) fn of(self, pair: usize) -> f32 {
         match self {
             Self::Same(weight) => weight,
             Self::Each(weights) => weights[pair],
@@ -46,6 +46,39 @@ pub struct Stats {
     pub teacher_entropy: f64,
     /// KL(teacher ‖ student).
     pub kl: f64,
+}
+
+/// [`Stats`] where the logits are: reading them waits for the device.
+#[derive(Clone, Debug)]
+pub struct Statistics(Tensor);
+
+impl From<Tensor> for Statistics {
+    /// - `means`: `[2]`, entropy and divergence in `f64`.
+    fn from(means: Tensor) -> Self {
+        Self(means)
+    }
+}
+
+impl Statistics {
+    fn on_host(stats: Stats) -> Result<Self> {
+        Ok(Self(Tensor::new(&[stats.teacher_entropy, stats.kl], &Device::Cpu)?))
+    }
+
+    /// The numbers on the device, `[2]`, entropy and divergence in `f64`: for reading several at once.
+    pub fn on_device(&self) -> &Tensor {
+        &self.0
+    }
+
+    /// The numbers.
+    ///
+    /// # Errors
+    /// If the device cannot be read.
+    pub fn read(&self) -> Result<Stats> {
+        match self.0.to_vec1::<f64>()?[..] {
+            [teacher_entropy, kl] => Ok(Stats { teacher_entropy, kl }),
+            ref other => bail!("statistics are two numbers, found {}", other.len()),
+        }
+    }
 }
 
 pub(super) fn check(
@@ -92,9 +125,10 @@ pub(super) fn composition(
     [student_temp, teacher_temp]: [f64; 2],
     pairs: &[(u32, u32)],
     weights: PairWeights<'_>,
-) -> Result<(Tensor, Stats)> {
+) -> Result<(Tensor, Statistics)> {
+    let (student, teacher) = (&wide(student)?, &wide(teacher)?);
     if pairs.is_empty() {
-        return Ok(((student.sum_all()? * 0.0)?, Stats::default()));
+        return Ok(((student.sum_all()? * 0.0)?, Statistics::on_host(Stats::default())?));
     }
     let device = student.device();
     let rows = |column: Vec<u32>| Tensor::from_vec(column, pairs.len(), device);
@@ -108,22 +142,23 @@ pub(super) fn composition(
     let losses = p.mul(&log_q)?.sum(1)?.neg()?;
     let each: Vec<f32> = (0..pairs.len()).map(|pair| weights.of(pair)).collect();
     let each = Tensor::from_vec(each, pairs.len(), device)?.to_dtype(student.dtype())?;
-    let mean = |t: &Tensor| t.to_dtype(candle_core::DType::F64)?.mean_all()?.to_scalar::<f64>();
+    let mean = |t: &Tensor| t.detach().to_dtype(DType::F64)?.mean_all();
     let teacher_entropy = mean(&entropies)?;
-    let stats = Stats { teacher_entropy, kl: mean(&losses.detach())? - teacher_entropy };
-    Ok((losses.mul(&each)?.sum_all()?, stats))
+    let kl = (mean(&losses)? - &teacher_entropy)?;
+    let statistics = Statistics(Tensor::stack(&[teacher_entropy, kl], 0)?);
+    Ok((losses.mul(&each)?.sum_all()?, statistics))
 }
 
 /// The pairs of one student row after the other.
-struct Grouped {
+pub(super) struct Grouped {
     /// Teacher row and weight.
-    entries: Vec<(usize, f32)>,
+    pub(super) entries: Vec<(usize, f32)>,
     /// Where the entries of each student row start; one more at the end.
-    starts: Vec<usize>,
+    pub(super) starts: Vec<usize>,
 }
 
 impl Grouped {
-    fn new(rows: usize, pairs: &[(u32, u32)], weights: PairWeights<'_>) -> Self {
+    pub(super) fn new(rows: usize, pairs: &[(u32, u32)], weights: PairWeights<'_>) -> Self {
         let mut starts = vec![0; rows + 1];
         for &(student, _) in pairs {
             starts[student as usize + 1] += 1;
@@ -238,7 +273,7 @@ pub(super) fn fused(
     [student_temp, teacher_temp]: [f64; 2],
     pairs: &[(u32, u32)],
     weights: PairWeights<'_>,
-) -> Result<(Tensor, Stats)> {
+) -> Result<(Tensor, Statistics)> {
     let (rows, prototypes) = student.dims2()?;
     let grouped = Grouped::new(rows, pairs, weights);
     let (student, teacher, center) = (student.contiguous()?, teacher.contiguous()?, center.contiguous()?);
@@ -276,7 +311,7 @@ pub(super) fn fused(
         kl: sums.iter().map(|s| s.kl).sum::<f64>() / count,
     };
     let loss = sums.iter().map(|s| s.loss).sum::<f64>() as f32;
-    Ok((student.apply_op1(CrossEntropy { loss, gradient })?, stats))
+    Ok((student.apply_op1(CrossEntropy { loss, gradient })?, Statistics::on_host(stats)?))
 }
 
 /// The loss, already known, with its gradient.
@@ -330,7 +365,7 @@ mod tests {
             for each in [PairWeights::Same(0.3), PairWeights::Each(&weights)] {
                 check(
                     &|ops, t| {
-                        let to = |x: &Tensor| x.to_dtype(t[0].dtype());
+                        let to = |x: &Tensor| x.to_dtype(t[0].dtype())?.to_device(t[0].device());
                         // a factor after the loss: the kept gradient is scaled
                         ops.cross_entropy(&t[0], &to(&teacher)?, &to(&center)?, 0.5, 0.25, &PAIRS, each)?
                             * 0.7
@@ -345,7 +380,8 @@ mod tests {
     fn statistics_agree_and_equal_rows_have_no_divergence() {
         let (student, teacher, center) = (random(1, &[5, 77]), random(2, &[3, 77]), random(3, &[77]));
         let of = |ops: Ops| ops.cross_entropy_with_stats(&student, &teacher, &center, 0.1, 0.07, &PAIRS, 1.0);
-        let ((_, fused), (_, plain)) = (of(Ops::fused()).unwrap(), of(Ops::reference()).unwrap());
+        let stats = |ops| of(ops).unwrap().1.read().unwrap();
+        let (fused, plain) = (stats(Ops::fused()), stats(Ops::reference()));
         assert!((fused.teacher_entropy - plain.teacher_entropy).abs() < 1e-5, "{fused:?} {plain:?}");
         assert!((fused.kl - plain.kl).abs() < 1e-4 * plain.kl, "{fused:?} {plain:?}");
 
@@ -353,6 +389,7 @@ mod tests {
         let (loss, stats) = Ops::fused()
             .cross_entropy_with_stats(&student, &student, &zero, 0.1, 0.1, &[(1, 1), (4, 4)], 0.5)
             .unwrap();
+        let stats = stats.read().unwrap();
         assert!(stats.kl.abs() < 1e-5, "{stats:?}");
         assert!((f64::from(loss.to_scalar::<f32>().unwrap()) - stats.teacher_entropy).abs() < 1e-5);
     }

@@ -1,6 +1,6 @@
 //! Mean of the positives of every patch: the aggregation "w/o Aggregation" of the paper.
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::buffer::{build, zeros};
 use super::lanes::{add_multiple, widest};
 use super::positives::Positives;
@@ -25,11 +25,12 @@ pub(super) fn composition(x: &Tensor, positives: &Positives) -> Result<Tensor> {
     if positives.k() == 0 {
         return x.zeros_like();
     }
+    let (dtype, x) = (x.dtype(), wide(x)?);
     let rows = x.reshape((batch * patches, dim))?.contiguous()?;
     let gathered = rows.index_select(&positives.rows(x.device())?, 0)?;
     let gathered = gathered.reshape((batch, patches, positives.k(), dim))?;
-    let shares = positives.mask(|count| 1.0 / count as f32, 0.0, x)?.unsqueeze(D::Minus1)?;
-    gathered.broadcast_mul(&shares)?.sum(2)
+    let shares = positives.mask(|count| 1.0 / count as f32, 0.0, &x)?.unsqueeze(D::Minus1)?;
+    gathered.broadcast_mul(&shares)?.sum(2)?.to_dtype(dtype)
 }
 
 pub(super) fn fused(x: &Tensor, positives: &Positives) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! LayerNorm over the last dimension.
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::buffer::build;
 use super::lanes::{add_multiple, dot, sum, widest};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
@@ -22,10 +22,12 @@ pub(super) fn check(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<()> {
 }
 
 pub(super) fn composition(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let (dtype, x) = (x.dtype(), wide(x)?);
+    let (weight, bias) = (weight.to_dtype(x.dtype())?, bias.to_dtype(x.dtype())?);
     let centered = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
     let normalized = centered.broadcast_div(&(variance + eps)?.sqrt()?)?;
-    normalized.broadcast_mul(weight)?.broadcast_add(bias)
+    normalized.broadcast_mul(&weight)?.broadcast_add(&bias)?.to_dtype(dtype)
 }
 
 pub(super) fn fused(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! Linear layers, optionally followed by the exact GELU.
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::buffer::build;
 use super::lanes::{add_multiple, normal, widest};
 use super::product::{Before, Threads, multiply};
@@ -40,15 +40,15 @@ pub(super) fn composition(
     let mut shape = x.dims().to_vec();
     *shape.last_mut().expect("checked to have a last dimension") = outputs;
     let rows = x.elem_count() / inputs;
-    let mut y = x.reshape((rows, inputs))?.matmul(&weight.t()?)?;
+    let mut y = wide(&x.reshape((rows, inputs))?.matmul(&weight.to_dtype(x.dtype())?.t()?)?)?;
     if let Some(bias) = bias {
-        y = y.broadcast_add(bias)?;
+        y = y.broadcast_add(&bias.to_dtype(y.dtype())?)?;
     }
     if activation == Activation::Gelu {
         let phi = (((&y * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?;
         y = y.mul(&phi)?;
     }
-    y.reshape(shape)
+    y.to_dtype(x.dtype())?.reshape(shape)
 }
 
 pub(super) fn fused(

@@ -1,7 +1,7 @@
 //! Attention of every patch over its own token and its positives: the aggregation of PASS without gathering
 //! `[B·N, 1+k, D]` neighborhoods (keys and values of a patch are the same in every neighborhood).
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::attention::softmax as softmax_composition;
 use super::buffer::{build, zeros};
 use super::lanes::{add_multiple, dot, softmax, widest};
@@ -42,6 +42,7 @@ pub(super) fn composition(
 ) -> Result<Tensor> {
     let (batch, patches, k) = (positives.batch(), positives.patches(), positives.k());
     let dim = q.dim(D::Minus1)?;
+    let (dtype, q, own_kv, patch_kv) = (q.dtype(), wide(q)?, wide(own_kv)?, wide(patch_kv)?);
     let rows = patch_kv.reshape((batch * patches, 2 * dim))?.contiguous()?;
     let gathered = match k {
         0 => None,
@@ -67,7 +68,7 @@ pub(super) fn composition(
         scores = scores.broadcast_add(&mask)?;
     }
     let weights = softmax_composition(&scores)?.transpose(2, 3)?.unsqueeze(D::Minus1)?;
-    values.broadcast_mul(&weights)?.sum(2)?.reshape((batch, patches, dim))
+    values.broadcast_mul(&weights)?.sum(2)?.reshape((batch, patches, dim))?.to_dtype(dtype)
 }
 
 pub(super) fn fused(
@@ -335,7 +336,7 @@ mod tests {
                     let fixed = random(9, &all_kv);
                     check(
                         &|ops, t| {
-                            let fixed = fixed.to_dtype(t[0].dtype())?;
+                            let fixed = fixed.to_dtype(t[0].dtype())?.to_device(t[0].device())?;
                             ops.neighbor_attention(&t[0], &t[1], &fixed, &positives, heads)
                         },
                         &shapes[..2],

@@ -1,6 +1,6 @@
 //! L2 normalization of rows, and weight normalization.
 
-use super::access::{output, stored, tensor, values};
+use super::access::{output, stored, tensor, values, wide};
 use super::buffer::build;
 use super::lanes::{dot, widest};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
@@ -10,8 +10,9 @@ const ROWS: usize = 32;
 
 pub(super) fn composition(x: &Tensor, eps: f64) -> Result<Tensor> {
     // the bound is applied to the square: the gradient of the root is then finite at x = 0
+    let (dtype, x) = (x.dtype(), wide(x)?);
     let square = x.sqr()?.sum_keepdim(D::Minus1)?;
-    x.broadcast_div(&square.maximum(eps * eps)?.sqrt()?)
+    x.broadcast_div(&square.maximum(eps * eps)?.sqrt()?)?.to_dtype(dtype)
 }
 
 pub(super) fn fused(x: &Tensor, eps: f64) -> Result<Tensor> {

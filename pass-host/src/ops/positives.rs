@@ -1,15 +1,24 @@
 //! Which patches are the positives of which.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use std::borrow::Cow;
 
 /// The positives of every patch: up to `k` patches of the same image, best first.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Positives {
-    index: Vec<u32>,
+    index: Index,
     counts: Vec<u32>,
     k: usize,
     batch: usize,
     patches: usize,
+}
+
+/// Where the indices are.
+#[derive(Clone, Debug)]
+enum Index {
+    Host(Vec<u32>),
+    /// `[batch, patches, k]`
+    Device(Tensor),
 }
 
 impl Positives {
@@ -47,7 +56,49 @@ impl Positives {
                 positives[count..].fill(0);
             }
         }
-        Ok(Self { index, counts, k, batch, patches })
+        Ok(Self { index: Index::Host(index), counts, k, batch, patches })
+    }
+
+    /// Positives that a device has chosen and keeps: nothing waits for it until [`Positives::to_host`].
+    ///
+    /// - `index`: `[batch, patches, k]` in `u32`, valid by construction, 0 past a patch's count.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub(crate) fn on_device(index: Tensor, counts: Vec<u32>) -> Result<Self> {
+        let (batch, patches, k) = index.dims3()?;
+        if counts.len() != patches || index.dtype() != DType::U32 {
+            bail!("positives: {:?} of {:?} for {} counts", index.dtype(), index.shape(), counts.len())
+        }
+        Ok(Self { index: Index::Device(index), counts, k, batch, patches })
+    }
+
+    /// The same positives in memory of the host.
+    ///
+    /// # Errors
+    /// If the device cannot be read.
+    pub fn to_host(&self) -> Result<Cow<'_, Self>> {
+        match &self.index {
+            Index::Host(_) => Ok(Cow::Borrowed(self)),
+            Index::Device(index) => {
+                let index = Index::Host(index.flatten_all()?.to_vec1()?);
+                Ok(Cow::Owned(Self { index, counts: self.counts.clone(), ..*self }))
+            }
+        }
+    }
+
+    /// The indices on a device, `[batch, patches, k]`; one unused value without positives.
+    pub(super) fn index_on(&self, device: &Device) -> Result<Tensor> {
+        match &self.index {
+            _ if self.k == 0 => Tensor::zeros((1, 1, 1), DType::U32, device),
+            Index::Host(index) => Tensor::from_slice(index, (self.batch, self.patches, self.k), device),
+            Index::Device(index) => index.to_device(device),
+        }
+    }
+
+    /// The counts on a device, `[patches]`.
+    pub(super) fn counts_on(&self, device: &Device) -> Result<Tensor> {
+        Tensor::from_slice(&self.counts, self.patches, device)
     }
 
     /// Positives kept per patch.
@@ -70,27 +121,29 @@ impl Positives {
         &self.counts
     }
 
-    /// All indices, `[batch, patches, k]`; 0 past a patch's count.
+    /// All indices, `[batch, patches, k]`; 0 past a patch's count. None while a device keeps them, see
+    /// [`Positives::to_host`].
     pub fn index(&self) -> &[u32] {
-        &self.index
+        match &self.index {
+            Index::Host(index) => index,
+            Index::Device(_) => &[],
+        }
     }
 
     /// The valid positives of one patch.
+    ///
+    /// # Panics
+    /// While a device keeps them, see [`Positives::to_host`].
     #[inline]
     pub fn of(&self, image: usize, patch: usize) -> &[u32] {
-        &self.index[(image * self.patches + patch) * self.k..][..self.counts[patch] as usize]
+        &self.index()[(image * self.patches + patch) * self.k..][..self.counts[patch] as usize]
     }
 
     /// Rows of a flattened `[batch · patches, ..]` tensor: the positives of all patches one after the other.
     pub(super) fn rows(&self, device: &Device) -> Result<Tensor> {
-        let per_image = self.patches * self.k;
-        let rows: Vec<u32> = self
-            .index
-            .iter()
-            .enumerate()
-            .map(|(place, &patch)| (place / per_image * self.patches) as u32 + patch)
-            .collect();
-        Tensor::from_vec(rows, self.index.len(), device)
+        let first: Vec<u32> = (0..self.batch).map(|image| (image * self.patches) as u32).collect();
+        let first = Tensor::from_vec(first, (self.batch, 1, 1), device)?;
+        self.index_on(device)?.broadcast_add(&first)?.flatten_all()
     }
 
     /// `valid` where a positive counts and `missing` elsewhere, `[1, patches, k]`.

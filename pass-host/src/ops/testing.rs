@@ -34,22 +34,29 @@ pub(super) fn assert_close(what: &str, a: &[f64], b: &[f64], tolerance: f64) {
 }
 
 /// An output and the gradient of its weighted sum for every input.
-struct Pass {
-    output: Vec<f64>,
-    gradients: Vec<Vec<f64>>,
+pub(super) struct Pass {
+    pub(super) output: Vec<f64>,
+    pub(super) gradients: Vec<Vec<f64>>,
 }
 
-type Function<'a> = &'a (dyn Fn(Ops, &[Tensor]) -> Result<Tensor> + Sync);
+pub(super) type Function<'a> = &'a (dyn Fn(Ops, &[Tensor]) -> Result<Tensor> + Sync);
 
-fn weighted(output: &Tensor) -> Tensor {
+pub(super) fn weighted(output: &Tensor) -> Tensor {
     // fixed weights make every element of the output matter differently
-    let weights = random(99, output.dims()).to_dtype(output.dtype()).unwrap();
+    let weights =
+        random(99, output.dims()).to_dtype(output.dtype()).unwrap().to_device(output.device()).unwrap();
     (output * weights).unwrap().sum_all().unwrap()
 }
 
+/// Output and gradients with all inputs as variables of `dtype`.
 fn pass(ops: Ops, function: Function<'_>, inputs: &[Tensor], dtype: DType) -> Pass {
-    let variables: Vec<Var> =
-        inputs.iter().map(|t| Var::from_tensor(&t.to_dtype(dtype).unwrap()).unwrap()).collect();
+    let inputs: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(dtype).unwrap()).collect();
+    pass_as_they_are(ops, function, &inputs)
+}
+
+/// Output and gradients with all inputs as variables of their own types.
+pub(super) fn pass_as_they_are(ops: Ops, function: Function<'_>, inputs: &[Tensor]) -> Pass {
+    let variables: Vec<Var> = inputs.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let arguments: Vec<Tensor> = variables.iter().map(|v| v.as_tensor().clone()).collect();
     let output = function(ops, &arguments).unwrap();
     let store = weighted(&output).backward().unwrap();
@@ -92,6 +99,8 @@ pub(super) fn check_on(function: Function<'_>, inputs: &[Tensor]) {
         assert!(alone == fused.gradients[i], "gradient {i} changes when nothing else is tracked");
     }
     assert!(!function(Ops::fused(), inputs).unwrap().track_op(), "tracked without a variable");
+    #[cfg(feature = "_emulator")]
+    super::kernel_tests::check_kernels(function, inputs, &double);
 }
 
 /// The same on random inputs of the given shapes.

@@ -1,6 +1,6 @@
 //! A loaded batch as tensors: micro-batches of crops with the draws of stochastic depth.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::AugmentConfig;
 use crate::data::loader::Batch;
@@ -21,6 +21,8 @@ pub struct BatchPlan {
     pub drop_path_applications: usize,
     /// Seed of the run.
     pub seed: u64,
+    /// Type of the crops, and with them of all activations.
+    pub dtype: DType,
 }
 
 impl BatchPlan {
@@ -59,7 +61,8 @@ impl BatchPlan {
             let start = crop * all;
             data.extend_from_slice(&pixels[(start + range.start) * image..(start + range.end) * image]);
         }
-        let images = Tensor::from_vec(data, (count * range.len(), 3, side, side), device)?;
+        let images =
+            Tensor::from_vec(data, (count * range.len(), 3, side, side), device)?.to_dtype(self.dtype)?;
         let draws = (0..self.drop_path_applications).map(|application| {
             let rows = (first..first + count).flat_map(|crop| range.clone().map(move |image| (crop, image)));
             rows.map(|(crop, image)| {

@@ -70,9 +70,6 @@ pub enum TrainError {
         /// Which tensor.
         source: LoadError,
     },
-    /// bf16 was asked for.
-    #[error("precision bf16 is not available: training computes in f32")]
-    Precision,
     /// A file of the run could not be written.
     #[error("cannot write `{}`", path.display())]
     Io {
@@ -110,7 +107,6 @@ impl TrainError {
                 Some("continue it with `--resume auto`, or choose another folder with `--out`".into())
             }
             Self::Init { source, .. } => source.hint(),
-            Self::Precision => Some("use `--precision f32`".into()),
             Self::Metrics(_) | Self::Io { .. } | Self::Tensor(_) => None,
         }
     }

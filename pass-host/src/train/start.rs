@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Device};
+use candle_core::Device;
 
 use super::CONFIG;
 use super::error::TrainError;
@@ -41,9 +41,6 @@ pub fn data_hash(index: &ImageIndex) -> String {
 impl Start {
     /// The checkpoint that `settings` want to continue from.
     pub fn checkpoint(settings: &RunSettings) -> Result<Option<Checkpoint>, TrainError> {
-        if settings.compute.dtype != DType::F32 {
-            return Err(TrainError::Precision);
-        }
         let found = match &settings.resume {
             Resume::None => None,
             Resume::Auto => checkpoint::open_latest(&settings.out.join(CHECKPOINTS))?,

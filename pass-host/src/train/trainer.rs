@@ -1,15 +1,15 @@
 //! One optimizer step: forward, centers, backward, clipping, AdamW, momentum teacher (SEMANTICS §5).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::TrainConfig;
 use crate::model::parameters::{Parameters, Role};
 use crate::model::{Architecture, Network};
 use crate::objective::center::Centers;
 use crate::objective::forward::{Crops, Losses, Monitor, Objective};
-use crate::ops::{Ops, Stats};
+use crate::ops::{Ops, Statistics, Stats};
 use crate::optimizer::{Gradients, Optimizer, StepSize};
 
 /// What the schedules say about one step.
@@ -124,21 +124,21 @@ impl Trainer {
     }
 
     /// One step over the micro-batches of a batch. Anything not finite is found before anything changes.
+    ///
+    /// Losses, statistics and gradient norms stay where they are computed and are read together, once, before the
+    /// update: a device works through the whole step without being waited for in between.
     pub fn step(
         &mut self,
         micro_batches: &[Crops],
         schedule: &Schedule,
     ) -> Result<std::result::Result<StepReport, NonFinite>> {
         let share = 1.0 / micro_batches.len() as f64;
-        let mut report: Option<StepReport> = None;
         let mut gradients: Option<Gradients> = None;
         let mut teacher_means = Vec::with_capacity(micro_batches.len());
+        let (mut scalars, mut monitor) = (Vec::with_capacity(micro_batches.len() + 1), None);
         for crops in micro_batches {
             let losses = self.losses(crops, schedule.teacher_temp)?;
-            let part = match read(&losses)? {
-                Ok(part) => part,
-                Err(fault) => return Ok(Err(fault)),
-            };
+            scalars.push(losses.scalars()?);
             let scaled = if micro_batches.len() == 1 { losses.total } else { (losses.total * share)? };
             let part_gradients = self.gradients(&scaled)?;
             gradients = Some(match gradients {
@@ -146,12 +146,23 @@ impl Trainer {
                 Some(sum) => add(sum, &part_gradients)?,
             });
             teacher_means.push(losses.teacher_mean);
-            report = Some(merge(report, part, losses.monitor, losses.image_stats, losses.patch_stats, share));
+            monitor = Some(losses.monitor);
         }
-        let (Some(mut report), Some(gradients)) = (report, gradients) else {
+        let (Some(monitor), Some(gradients)) = (monitor, gradients) else {
             candle_core::bail!("a step without micro-batches");
         };
-        let norms = self.optimizer.norms(&gradients)?;
+        let (names, norms) = self.optimizer.norms_on_device(&gradients)?;
+        scalars.push(norms);
+        // the one place where the host waits
+        let numbers = Tensor::cat(&scalars, 0)?.to_vec1::<f64>()?;
+        let (losses, norms) = numbers.split_at(numbers.len() - names.len());
+        let mut report = StepReport::new(monitor);
+        for numbers in losses.chunks_exact(losses.len() / micro_batches.len()) {
+            if let Err(fault) = report.add(numbers, share) {
+                return Ok(Err(fault));
+            }
+        }
+        let norms: BTreeMap<String, f64> = names.into_iter().zip(norms.iter().copied()).collect();
         if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
             return Ok(Err(NonFinite { term: format!("gradient of {name}"), value: *norm }));
         }
@@ -168,23 +179,57 @@ impl Trainer {
     }
 }
 
-struct Part {
-    loss: f64,
-    loss_image: f64,
-    loss_patch: Option<f64>,
-}
-
-fn read(losses: &Losses) -> Result<std::result::Result<Part, NonFinite>> {
-    let value = |tensor: &Tensor| Ok::<_, candle_core::Error>(f64::from(tensor.to_scalar::<f32>()?));
-    let loss_image = value(&losses.image)?;
-    let loss_patch = losses.patch.as_ref().map(value).transpose()?;
-    let terms = [("class loss", Some(loss_image)), ("patch loss", loss_patch)];
-    for (term, loss) in terms {
-        if let Some(value) = loss.filter(|loss| !loss.is_finite()) {
-            return Ok(Err(NonFinite { term: term.into(), value }));
+impl StepReport {
+    fn new(monitor: Monitor) -> Self {
+        Self {
+            loss: 0.0,
+            loss_image: 0.0,
+            loss_patch: None,
+            grad_norm: 0.0,
+            image_stats: Stats::default(),
+            patch_stats: None,
+            monitor,
         }
     }
-    Ok(Ok(Part { loss: value(&losses.total)?, loss_image, loss_patch }))
+
+    /// Adds the share of a micro-batch with these [`Losses::scalars`].
+    fn add(&mut self, scalars: &[f64], share: f64) -> std::result::Result<(), NonFinite> {
+        let (&[loss, image, image_entropy, image_kl], patch) =
+            scalars.split_first_chunk().unwrap_or((&[f64::NAN; 4], &[]));
+        let terms = [("class loss", Some(&image)), ("patch loss", patch.first())];
+        for (term, value) in terms {
+            if let Some(&value) = value.filter(|value| !value.is_finite()) {
+                return Err(NonFinite { term: term.into(), value });
+            }
+        }
+        let plus = |sum: Stats, entropy: f64, kl: f64| Stats {
+            teacher_entropy: sum.teacher_entropy + entropy * share,
+            kl: sum.kl + kl * share,
+        };
+        self.loss += loss * share;
+        self.loss_image += image * share;
+        self.image_stats = plus(self.image_stats, image_entropy, image_kl);
+        if let &[patch, entropy, kl] = patch {
+            self.loss_patch = Some(self.loss_patch.unwrap_or_default() + patch * share);
+            self.patch_stats = Some(plus(self.patch_stats.unwrap_or_default(), entropy, kl));
+        }
+        Ok(())
+    }
+}
+
+impl Losses {
+    /// Total, class loss, its entropy and divergence, and with a patch objective patch loss, its entropy and divergence:
+    /// `[4]` or `[7]` in `f64`, where they were computed.
+    fn scalars(&self) -> Result<Tensor> {
+        let device = self.total.device();
+        let loss = |loss: &Tensor| loss.detach().to_dtype(DType::F64)?.reshape(1);
+        let stats = |stats: &Statistics| stats.on_device().to_device(device);
+        let mut scalars = vec![loss(&self.total)?, loss(&self.image)?, stats(&self.image_stats)?];
+        if let (Some(patch), Some(patch_stats)) = (&self.patch, &self.patch_stats) {
+            scalars.extend([loss(patch)?, stats(patch_stats)?]);
+        }
+        Tensor::cat(&scalars, 0)
+    }
 }
 
 fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {
@@ -194,39 +239,4 @@ fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {
         }
     }
     Ok(sum)
-}
-
-fn merge(
-    report: Option<StepReport>,
-    part: Part,
-    monitor: Monitor,
-    image_stats: Stats,
-    patch_stats: Option<Stats>,
-    share: f64,
-) -> StepReport {
-    let scale = |stats: Stats| Stats { teacher_entropy: stats.teacher_entropy * share, kl: stats.kl * share };
-    let plus = |a: Stats, b: Stats| Stats {
-        teacher_entropy: a.teacher_entropy + b.teacher_entropy,
-        kl: a.kl + b.kl,
-    };
-    let part = StepReport {
-        loss: part.loss * share,
-        loss_image: part.loss_image * share,
-        loss_patch: part.loss_patch.map(|loss| loss * share),
-        grad_norm: 0.0,
-        image_stats: scale(image_stats),
-        patch_stats: patch_stats.map(scale),
-        monitor,
-    };
-    match report {
-        None => part,
-        Some(sum) => StepReport {
-            loss: sum.loss + part.loss,
-            loss_image: sum.loss_image + part.loss_image,
-            loss_patch: sum.loss_patch.zip(part.loss_patch).map(|(a, b)| a + b),
-            image_stats: plus(sum.image_stats, part.image_stats),
-            patch_stats: sum.patch_stats.zip(part.patch_stats).map(|(a, b)| plus(a, b)),
-            ..part
-        },
-    }
 }

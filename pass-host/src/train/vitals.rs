@@ -1,8 +1,8 @@
 //! Figures that show whether the features stay alive: spread of the features, agreement of the positives.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
-use crate::objective::center::{Centers, mean_rows};
+use crate::objective::center::Centers;
 use crate::objective::forward::Monitor;
 use crate::ops::Ops;
 
@@ -10,10 +10,10 @@ use crate::ops::Ops;
 ///
 /// Features spread evenly over the sphere give `1/√D`; identical features give 0.
 pub fn feature_std(features: &Tensor, ops: Ops) -> Result<f64> {
-    let rows = features.flatten_to(D::Minus2)?;
+    let rows = features.flatten_to(D::Minus2)?.to_dtype(DType::F32)?;
     let unit = ops.l2_normalize(&rows, 1e-12)?;
-    let mean = mean_rows(&unit)?;
-    let mean_of_squares = mean_rows(&unit.sqr()?)?;
+    let mean = ops.mean_rows(&unit)?;
+    let mean_of_squares = ops.mean_rows(&unit.sqr()?)?;
     let variance = (mean_of_squares - mean.sqr()?)?.relu()?;
     Ok(f64::from(variance.sqrt()?.mean_all()?.to_scalar::<f32>()?))
 }
@@ -26,6 +26,8 @@ pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Optio
     let (Some((positives, logits)), Some(center)) = (&monitor.patch, &centers.patch) else {
         return Ok(None);
     };
+    let positives = positives.to_host()?;
+    let logits = logits.to_dtype(center.dtype())?;
     let prototypes = logits.broadcast_sub(center)?.argmax(D::Minus1)?.to_vec1::<u32>()?;
     let (mut same, mut all) = (0u64, 0u64);
     for image in 0..positives.batch() {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use candle_core::DType;
 use clap::Args;
 use indicatif::{HumanDuration, ProgressBar};
 
@@ -14,7 +13,7 @@ use crate::cli::train::catch_interrupts;
 use crate::cli::{output, run_folder};
 use crate::config::run::Ending;
 use crate::config::segment::{HeadKind, SegmentConfig, SegmentPreset};
-use crate::device;
+use crate::device::{self, Precision};
 use crate::error::Error;
 use crate::evaluate::segment::dataset::{DatasetOptions, Layout};
 use crate::evaluate::segment::{self, Event, SegmentReport, SegmentSettings};
@@ -138,7 +137,7 @@ fn settings(args: &SegmentArgs) -> Result<SegmentSettings, Error> {
         return Err(Error::usage(format!("`{flag}`: expected {expected}, found {found}"), "leave it out"));
     }
     let compute = device::choose(args.encoder.compute.device, args.encoder.compute.precision)?;
-    if compute.dtype != DType::F32 {
+    if args.encoder.compute.precision == Precision::Bf16 {
         return Err(Error::usage("`--precision bf16`: segmentation computes in f32", "leave it out"));
     }
     Ok(SegmentSettings {

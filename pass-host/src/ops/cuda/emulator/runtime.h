@@ -1,0 +1,109 @@
+// Runs kernels on the processor, for tests: blocks one after the other, every thread of a block a context of its own
+// that stops at barriers and shuffles. Warps come in random order and run ahead of each other as far as barriers let
+// them, their lanes in random order too, and shared memory starts as garbage: a missing barrier gives wrong numbers. A
+// barrier that not all threads reach is an error.
+#pragma once
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define KERNEL static void
+#define __device__
+#define __shared__ static thread_local
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulator::dynamic_shared.data())
+
+using std::isnan;
+
+struct Dimensions {
+    unsigned x, y, z;
+};
+
+inline thread_local Dimensions threadIdx, blockIdx, blockDim, gridDim;
+
+struct __nv_bfloat16 {
+    uint16_t bits;
+};
+
+static inline float __bfloat162float(__nv_bfloat16 value) {
+    uint32_t bits = (uint32_t)value.bits << 16;
+    float result;
+    memcpy(&result, &bits, 4);
+    return result;
+}
+
+// To the nearest, ties to even.
+static inline __nv_bfloat16 __float2bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
+    return {(uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+// Compiled without contraction, so these are plain.
+static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline float __fmul_rn(float a, float b) { return a * b; }
+
+template <class V> static inline V min(V a, V b) { return b < a ? b : a; }
+
+namespace emulator {
+
+enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
+
+struct Thread {
+    ucontext_t context;
+    std::vector<char> stack;
+    Dimensions index;
+    State state;
+    unsigned shuffles;
+};
+
+constexpr unsigned LANES = 32;
+constexpr size_t STACK = 64 << 10;
+
+inline thread_local std::vector<Thread> threads;
+inline thread_local unsigned current;
+inline thread_local ucontext_t scheduler;
+inline thread_local std::vector<double> dynamic_shared;
+// two sets, used in turns: a lane may write its next value before another has read the last
+inline thread_local std::vector<uint64_t> slots[2];
+
+inline void wait(State state) {
+    threads[current].state = state;
+    swapcontext(&threads[current].context, &scheduler);
+}
+
+template <class V> V exchange(V value, unsigned source) {
+    Thread& self = threads[current];
+    auto& set = slots[self.shuffles++ % 2];
+    memcpy(&set[current], &value, sizeof value);
+    unsigned from = current / LANES * LANES + source;
+    wait(State::AtWarpBarrier);
+    memcpy(&value, &set[from], sizeof value);
+    return value;
+}
+
+}  // namespace emulator
+
+static inline void __syncthreads() { emulator::wait(emulator::State::AtBlockBarrier); }
+static inline void __syncwarp() { emulator::wait(emulator::State::AtWarpBarrier); }
+
+template <class V> static V __shfl_xor_sync(unsigned, V value, int mask) {
+    return emulator::exchange(value, emulator::current % emulator::LANES ^ mask);
+}
+
+template <class V> static V __shfl_sync(unsigned, V value, int source, int width = emulator::LANES) {
+    unsigned lane = emulator::current % emulator::LANES;
+    return emulator::exchange(value, lane / width * width + source % width);
+}
+
+template <class V> static V __shfl_down_sync(unsigned, V value, int step, int width = emulator::LANES) {
+    unsigned lane = emulator::current % emulator::LANES;
+    return emulator::exchange(value, (int)(lane % width) + step < width ? lane + step : lane);
+}
