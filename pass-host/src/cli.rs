@@ -8,6 +8,7 @@ mod export;
 mod features;
 mod import;
 mod output;
+mod pack;
 mod quantize;
 mod quantizing_bar;
 mod report;
@@ -43,6 +44,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Pack(pack::PackArgs),
     #[command(subcommand)]
     Eval(eval::EvalCommand),
     Features(features::FeaturesArgs),
@@ -68,6 +70,7 @@ impl Cli {
             Command::Eval(command) => command.compute(),
             Command::Viz(command) => command.compute(),
             Command::Report(args) => &args.compute,
+            Command::Pack(args) => return args.workers,
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -108,6 +111,7 @@ fn thread_count(text: &str) -> Result<usize, String> {
 pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
+        Command::Pack(args) => pack::run(args),
         Command::Eval(command) => eval::run(command),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),

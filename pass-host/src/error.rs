@@ -10,6 +10,7 @@ use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::pack::PackError;
 use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
 use crate::report::ReportError;
@@ -60,6 +61,9 @@ pub enum Error {
     /// A file for the device.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// Images packed into a shard.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
@@ -95,6 +99,7 @@ impl Error {
             Self::Vos(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
+            Self::Pack(error) => error.hint(),
             Self::Import(error) => error.hint(),
             Self::Picture(error) => error.hint(),
             Self::Report(error) => error.hint(),
@@ -106,6 +111,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage { .. } | Self::Config(_) | Self::Train(TrainError::Config(_)) => 2,
+            Self::Pack(PackError::Setting { .. }) => 2,
             _ => 1,
         }
     }
