@@ -1,5 +1,6 @@
 //! The command line: arguments as types, one file per verb. Only this module prints.
 
+mod bench;
 mod completions;
 mod config;
 mod doctor;
@@ -56,6 +57,8 @@ enum Command {
     Viz(viz::VizCommand),
     Report(report::ReportArgs),
     #[command(subcommand)]
+    Bench(bench::BenchCommand),
+    #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
     Completions(completions::CompletionsArgs),
@@ -69,6 +72,7 @@ impl Cli {
             Command::Features(args) => &args.compute,
             Command::Eval(command) => command.compute(),
             Command::Viz(command) => command.compute(),
+            Command::Bench(command) => command.compute(),
             Command::Report(args) => &args.compute,
             Command::Pack(args) => return args.workers,
             Command::Doctor(args) => return args.threads,
@@ -120,6 +124,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Import(args) => import::run(args),
         Command::Viz(command) => viz::run(command),
         Command::Report(args) => report::run(args),
+        Command::Bench(command) => bench::run(command),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

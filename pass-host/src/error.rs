@@ -1,5 +1,6 @@
 //! The error a person sees: what went wrong, why, and what to try.
 
+use crate::bench::BenchError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
@@ -70,6 +71,9 @@ pub enum Error {
     /// A picture.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// The speed of training.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The page of a run.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -103,6 +107,7 @@ impl Error {
             Self::Import(error) => error.hint(),
             Self::Picture(error) => error.hint(),
             Self::Report(error) => error.hint(),
+            Self::Bench(error) => error.hint(),
             Self::Output(_) => None,
         }
     }

@@ -17,13 +17,16 @@
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
+//! | [`bench`](mod@bench), [`cost`] | how fast training is, and what a step costs |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod device;
 pub mod error;

@@ -48,7 +48,6 @@ fn to_jpeg(image: &Rgb8Image, quality: u8) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut encoder = Encoder::new(&mut bytes, quality);
     encoder.set_sampling_factor(SamplingFactor::R_4_2_0);
-    encoder.set_optimized_huffman_tables(true);
     encoder
         .encode(data, side(*width)?, side(*height)?, ColorType::Rgb)
         .map_err(|error| format!("cannot be encoded as JPEG: {error}"))?;
