@@ -4,7 +4,6 @@
 mod memory;
 mod product;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,16 +16,19 @@ use crate::data::augment::GLOBAL_CROPS;
 use crate::data::loader::{Batch, Loader, LoaderSettings};
 use crate::data::{DataError, ImageIndex};
 use crate::device::Compute;
+use crate::objective::forward::Crops;
 use crate::random::{Purpose, Stream};
 use crate::train::batch::BatchPlan;
 use crate::train::schedule::Schedules;
-use crate::train::trainer::{NonFinite, Schedule, StepSeconds, Trainer};
+use crate::train::trainer::{NonFinite, Schedule, Trainer};
 use memory::Memory;
 
 /// Images a step on the CPU, unless told otherwise: the presets' batches are meant for clusters.
 pub const CPU_BATCH: usize = 8;
 /// The same on a GPU.
 pub const GPU_BATCH: usize = 64;
+/// Steps taken apart after those that are timed whole.
+const SPLIT_STEPS: usize = 5;
 
 /// Everything `bench train` needs.
 #[derive(Clone, Debug)]
@@ -109,7 +111,8 @@ pub struct Seconds {
     pub all: Vec<f64>,
 }
 
-/// Median seconds of the parts of a step; [`StepSeconds`] says where they begin and end.
+/// Median seconds of the parts of a step. Whole steps are timed without stopping in between; forward and backward pass
+/// are those of a few more, in which the device is waited for after each.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Split {
     /// Waiting for decoded and augmented images.
@@ -120,7 +123,7 @@ pub struct Split {
     pub forward: f64,
     /// Gradients.
     pub backward: f64,
-    /// Centers, optimizer, momentum teacher, and waiting for the device to finish.
+    /// The rest: norms of the gradients, centers, optimizer, momentum teacher.
     pub update: f64,
 }
 
@@ -139,6 +142,9 @@ pub enum BenchError {
         /// What was not finite.
         fault: NonFinite,
     },
+    /// The trainer computes in f32 only.
+    #[error("training in bf16 is not there yet")]
+    Precision,
     /// The tensor library refused, perhaps for want of memory.
     #[error("the step cannot be computed")]
     Tensor(#[from] candle_core::Error),
@@ -150,6 +156,7 @@ impl BenchError {
         match self {
             Self::Data(error) => error.hint(),
             Self::NotFinite { .. } => None,
+            Self::Precision => Some("use `--precision f32`".into()),
             Self::Tensor(_) => Some("if memory ran out, a smaller `--batch`".into()),
         }
     }
@@ -165,6 +172,9 @@ pub fn run(
 ) -> Result<BenchReport, BenchError> {
     let BenchSettings { config, compute, .. } = settings;
     let device = &compute.device;
+    if compute.dtype != DType::F32 {
+        return Err(BenchError::Precision);
+    }
     let multiply_adds = StepCost::of(config)?;
     let (mut source, images) = Source::open(config)?;
     let mut trainer = Trainer::new(config, Trainer::fresh_student(config, device)?, device)?;
@@ -181,25 +191,32 @@ pub fn run(
     for step in 0..all {
         let schedule = Schedule { train_last_layer: true, ..schedules.at(step as u64) };
         let begin = Instant::now();
-        let waited = source.advance()?;
-        let loaded = begin.elapsed().as_secs_f64();
-        let crops = plan.micro_batches(source.batch(), device)?;
-        let uploaded = begin.elapsed().as_secs_f64();
+        let batch = source.next()?;
+        let waited = begin.elapsed().as_secs_f64();
+        let crops = plan.micro_batches(&batch, device)?;
+        let upload = begin.elapsed().as_secs_f64() - waited;
         let report =
             trainer.step(&crops, &schedule)?.map_err(|fault| BenchError::NotFinite { step, fault })?;
         device.synchronize()?;
-        let total = begin.elapsed().as_secs_f64();
+        times.push(StepTime { total: begin.elapsed().as_secs_f64(), waited, upload });
         memory.observe();
-        times.push(StepTime { total, waited, upload: uploaded - loaded, parts: report.seconds });
         losses.push(report.loss);
         progress(step + 1, all);
     }
-    // the trainer's memory belongs to the product now
-    drop((trainer, source));
+    let batch = source.next()?;
+    let crops = plan.micro_batches(&batch, device)?;
+    let passes = (0..SPLIT_STEPS.min(settings.steps)).map(|_| passes(&trainer, &crops, compute));
+    let passes = passes.collect::<candle_core::Result<Vec<_>>>()?;
+    // their memory belongs to the product now
+    drop((trainer, source, crops));
     let timed = &times[settings.warmup..];
-    let median = |of: &dyn Fn(&StepTime) -> f64| median(timed.iter().map(of).collect());
+    let median = |of: &dyn Fn(&StepTime) -> f64| middle(timed.iter().map(of).collect());
     let seconds = Seconds::of(timed);
     let product_tflops = product::tflops(device, compute.dtype)?;
+    let (waited, upload) = (median(&|time| time.waited), median(&|time| time.upload));
+    let (forward, backward): (Vec<_>, Vec<_>) = passes.into_iter().unzip();
+    let (forward, backward) = (middle(forward), middle(backward));
+    let rest = seconds.median - waited - upload - forward - backward;
     let tflops = 2.0 * multiply_adds.total as f64 / seconds.median / 1e12;
     Ok(BenchReport {
         preset: settings.preset.clone(),
@@ -214,13 +231,7 @@ pub fn run(
         warmup: settings.warmup,
         steps: settings.steps,
         images_per_s: config.optim.batch as f64 / seconds.median,
-        split: Split {
-            data_wait: median(&|time| time.waited),
-            upload: median(&|time| time.upload),
-            forward: median(&|time| time.parts.forward),
-            backward: median(&|time| time.parts.backward),
-            update: median(&|time| time.update()),
-        },
+        split: Split { data_wait: waited, upload, forward, backward, update: rest.max(0.0) },
         data_wait: timed.iter().map(|time| time.waited).sum::<f64>() / seconds.all.iter().sum::<f64>(),
         peak_memory_mb: memory::peak_resident_mb(),
         device_memory_mb: memory.device_mb(),
@@ -238,22 +249,33 @@ struct StepTime {
     total: f64,
     waited: f64,
     upload: f64,
-    parts: StepSeconds,
 }
 
-impl StepTime {
-    /// What is left: the device may still be at work when the host has asked for everything.
-    fn update(&self) -> f64 {
-        self.total - self.waited - self.upload - self.parts.forward - self.parts.backward
+/// Seconds of the forward and of the backward passes of one step, to their very end on the device.
+fn passes(trainer: &Trainer, crops: &[Crops], compute: &Compute) -> candle_core::Result<(f64, f64)> {
+    let (mut forward, mut backward) = (0.0, 0.0);
+    for crops in crops {
+        let begin = Instant::now();
+        let losses = trainer.losses(crops, TEACHER_TEMP)?;
+        compute.device.synchronize()?;
+        forward += begin.elapsed().as_secs_f64();
+        let begin = Instant::now();
+        trainer.gradients(&losses.total)?;
+        compute.device.synchronize()?;
+        backward += begin.elapsed().as_secs_f64();
     }
+    Ok((forward, backward))
 }
+
+/// Any: it is a factor.
+const TEACHER_TEMP: f64 = 0.04;
 
 impl Seconds {
     fn of(times: &[StepTime]) -> Self {
         let all: Vec<f64> = times.iter().map(|time| time.total).collect();
         let extreme = |start: f64, choose: fn(f64, f64) -> f64| all.iter().copied().fold(start, choose);
         Self {
-            median: median(all.clone()),
+            median: middle(all.clone()),
             min: extreme(f64::INFINITY, f64::min),
             max: extreme(0.0, f64::max),
             all,
@@ -262,7 +284,7 @@ impl Seconds {
 }
 
 /// The middle value; of an even number of them, the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> f64 {
+fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     match values.len() {
@@ -275,16 +297,16 @@ fn median(mut values: Vec<f64>) -> f64 {
 /// Where the batches come from.
 enum Source {
     /// One batch of noise, again and again.
-    Noise(Batch),
+    Noise(Arc<Batch>),
     /// Loaded while the step before computes.
-    Images { loader: Box<Loader>, batch: Batch },
+    Images(Box<Loader>),
 }
 
 impl Source {
     /// The source and the number of its images.
     fn open(config: &TrainConfig) -> Result<(Self, Option<usize>), DataError> {
         if config.data.images.is_empty() {
-            return Ok((Self::Noise(noise(config)), None));
+            return Ok((Self::Noise(Arc::new(noise(config))), None));
         }
         let index = Arc::new(ImageIndex::build(&config.data, None)?);
         let images = index.len();
@@ -298,31 +320,16 @@ impl Source {
             first_batch: 0,
             max_bad: config.data.max_bad,
             max_megapixels: config.data.max_megapixels,
-            quarantine: None::<PathBuf>,
+            quarantine: None,
         })?;
-        let empty = Batch {
-            number: 0,
-            epoch: 0,
-            step_in_epoch: 0,
-            images: Vec::new(),
-            global: Vec::new(),
-            local: Vec::new(),
-        };
-        Ok((Self::Images { loader: Box::new(loader), batch: empty }, Some(images)))
+        Ok((Self::Images(Box::new(loader)), Some(images)))
     }
 
-    /// Goes to the next batch; the seconds waited for it.
-    fn advance(&mut self) -> Result<f64, DataError> {
-        let begin = Instant::now();
-        if let Self::Images { loader, batch } = self {
-            *batch = loader.next()?;
-        }
-        Ok(begin.elapsed().as_secs_f64())
-    }
-
-    fn batch(&self) -> &Batch {
+    /// The next batch; waits for it if need be.
+    fn next(&mut self) -> Result<Arc<Batch>, DataError> {
         match self {
-            Self::Noise(batch) | Self::Images { batch, .. } => batch,
+            Self::Noise(batch) => Ok(Arc::clone(batch)),
+            Self::Images(loader) => loader.next().map(Arc::new),
         }
     }
 }
@@ -350,9 +357,9 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(Vec::new()).is_nan());
+        assert_eq!(middle(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(middle(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(middle(Vec::new()).is_nan());
     }
 
     #[test]

@@ -66,7 +66,8 @@ impl StepCost {
         let blocks = CLASS_ATTENTION_BLOCKS as u64;
         let k = config.patch.k as u64;
         let mut sums = [0; PARTS.len()];
-        let groups = [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)];
+        let groups =
+            [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)];
         for (group, (crops, size)) in groups.into_iter().enumerate() {
             let side = size / sizes.patch_size;
             let n = (side * side) as u64;
@@ -79,7 +80,11 @@ impl StepCost {
                 n * depth * 2 * n * d,
                 blocks * (n * (2 * d * d + 2 * d) + 12 * d * d),
                 head(sizes.class_prototypes),
-                if attends { n * (blocks * (9 * d * d + 2 * (k + 1) * d) + (blocks - 1) * 3 * d * d) } else { 0 },
+                if attends {
+                    n * (blocks * (9 * d * d + 2 * (k + 1) * d) + (blocks - 1) * 3 * d * d)
+                } else {
+                    0
+                },
                 prototypes.map_or(0, |prototypes| n * head(prototypes)),
                 if prototypes.is_some() { pairs(config, side)? * d } else { 0 },
             ];

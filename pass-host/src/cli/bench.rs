@@ -114,9 +114,12 @@ fn layers(args: &TrainArgs, default_batch: usize) -> Layers {
     let images = args.images.iter().cloned().map(Value::String).collect();
     flags.push(("IMAGES", "data.images", Value::Array(images)));
     // a batch that was set by key or file counts as asked for
-    let asked = args.sets.iter().any(|set| set.trim_start().starts_with("optim.batch")) || args.config.is_some();
+    let asked =
+        args.sets.iter().any(|set| set.trim_start().starts_with("optim.batch")) || args.config.is_some();
     let batch = args.batch.or((!asked).then_some(default_batch));
-    for (flag, key, number) in [("--batch", "optim.batch", batch), ("--workers", "data.workers", args.workers)] {
+    for (flag, key, number) in
+        [("--batch", "optim.batch", batch), ("--workers", "data.workers", args.workers)]
+    {
         flags.extend(number.map(|n| (flag, key, Value::Integer(n.try_into().unwrap_or(i64::MAX)))));
     }
     flags.extend(args.ops.clone().map(|ops| ("--ops", "ops", Value::String(ops))));
@@ -136,7 +139,10 @@ fn table(report: &BenchReport) -> String {
         "{} ({}), batch {}, {}, {}, {} threads, {images}, {} steps after {}\n\n",
         r.preset,
         // the name as in the configuration
-        serde_json::to_value(r.arch).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default(),
+        serde_json::to_value(r.arch)
+            .ok()
+            .and_then(|name| name.as_str().map(str::to_owned))
+            .unwrap_or_default(),
         r.batch,
         r.device,
         r.precision,
@@ -149,7 +155,10 @@ fn table(report: &BenchReport) -> String {
     line("images/s", format!("{:.2}", r.images_per_s));
     line(
         "step",
-        format!("{:.3} s median, {:.3} fastest, {:.3} slowest", r.seconds.median, r.seconds.min, r.seconds.max),
+        format!(
+            "{:.3} s median, {:.3} fastest, {:.3} slowest",
+            r.seconds.median, r.seconds.min, r.seconds.max
+        ),
     );
     let parts = [
         ("  data wait", r.split.data_wait),

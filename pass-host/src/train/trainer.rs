@@ -1,7 +1,6 @@
 //! One optimizer step: forward, centers, backward, clipping, AdamW, momentum teacher (SEMANTICS §5).
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor};
 
@@ -59,33 +58,6 @@ pub struct StepReport {
     pub patch_stats: Option<Stats>,
     /// Teacher outputs of the last micro-batch.
     pub monitor: Monitor,
-    /// How long its parts took.
-    pub seconds: StepSeconds,
-}
-
-/// Seconds of the parts of a step as the host sees them. A GPU works on while the host goes ahead; a part of it ends when
-/// the host reads its numbers.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct StepSeconds {
-    /// Both networks and the losses, until the losses are read.
-    pub forward: f64,
-    /// Gradients, until their norms are read.
-    pub backward: f64,
-    /// Centers, optimizer and momentum teacher.
-    pub update: f64,
-}
-
-/// Measures one part after the other.
-struct Lap(Instant);
-
-impl Lap {
-    /// Seconds since the last call.
-    fn next(&mut self) -> f64 {
-        let now = Instant::now();
-        let seconds = now.duration_since(self.0).as_secs_f64();
-        self.0 = now;
-        seconds
-    }
 }
 
 /// A step that was not applied: weights, moments, centers and teacher are as before.
@@ -158,7 +130,6 @@ impl Trainer {
         schedule: &Schedule,
     ) -> Result<std::result::Result<StepReport, NonFinite>> {
         let share = 1.0 / micro_batches.len() as f64;
-        let (mut lap, mut seconds) = (Lap(Instant::now()), StepSeconds::default());
         let mut report: Option<StepReport> = None;
         let mut gradients: Option<Gradients> = None;
         let mut teacher_means = Vec::with_capacity(micro_batches.len());
@@ -168,14 +139,12 @@ impl Trainer {
                 Ok(part) => part,
                 Err(fault) => return Ok(Err(fault)),
             };
-            seconds.forward += lap.next();
             let scaled = if micro_batches.len() == 1 { losses.total } else { (losses.total * share)? };
             let part_gradients = self.gradients(&scaled)?;
             gradients = Some(match gradients {
                 None => part_gradients,
                 Some(sum) => add(sum, &part_gradients)?,
             });
-            seconds.backward += lap.next();
             teacher_means.push(losses.teacher_mean);
             report = Some(merge(report, part, losses.monitor, losses.image_stats, losses.patch_stats, share));
         }
@@ -183,7 +152,6 @@ impl Trainer {
             candle_core::bail!("a step without micro-batches");
         };
         let norms = self.optimizer.norms(&gradients)?;
-        seconds.backward += lap.next();
         if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
             return Ok(Err(NonFinite { term: format!("gradient of {name}"), value: *norm }));
         }
@@ -196,8 +164,6 @@ impl Trainer {
             train_last_layer: schedule.train_last_layer,
         };
         self.optimizer.step(&self.student.parameters, &self.teacher.parameters, &gradients, &norms, &size)?;
-        seconds.update = lap.next();
-        report.seconds = seconds;
         Ok(Ok(report))
     }
 }
@@ -251,7 +217,6 @@ fn merge(
         image_stats: scale(image_stats),
         patch_stats: patch_stats.map(scale),
         monitor,
-        seconds: StepSeconds::default(),
     };
     match report {
         None => part,

@@ -237,7 +237,13 @@ impl Frame {
             return Err(malformed("the frame header contradicts its length"));
         }
         let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
-        Ok(Self { width: width.into(), height: height.into(), progressive: marker == 0xC2, scans: 0, components })
+        Ok(Self {
+            width: width.into(),
+            height: height.into(),
+            progressive: marker == 0xC2,
+            scans: 0,
+            components,
+        })
     }
 
     fn add_scan(&mut self, segment: &[u8]) -> Result<(), DecodeError> {

@@ -23,7 +23,9 @@ fn relative_names(index: &ImageIndex, root: &Path) -> Vec<String> {
 }
 
 fn same(a: &ImageIndex, b: &ImageIndex) -> bool {
-    a.manifest_hash() == b.manifest_hash() && a.len() == b.len() && (0..a.len()).all(|i| a.name(i) == b.name(i))
+    a.manifest_hash() == b.manifest_hash()
+        && a.len() == b.len()
+        && (0..a.len()).all(|i| a.name(i) == b.name(i))
 }
 
 /// A shard of one image a name, whose bytes are the name in capitals.
@@ -110,7 +112,8 @@ fn tars_are_read_from_the_middle_plain_and_compressed() {
     let index = ImageIndex::build(&config(&[&packed, &plain]), Some(&cache)).unwrap();
     let expected = [format!("p.tar/{long}"), "p.tar/s/a.jpg".into(), "p.tar/s/b.jpg".into()];
     assert_eq!(relative_names(&index, root)[..3], expected);
-    let contents: Vec<_> = (0..6).map(|i| String::from_utf8(index.read(i).unwrap().into_owned()).unwrap()).collect();
+    let contents: Vec<_> =
+        (0..6).map(|i| String::from_utf8(index.read(i).unwrap().into_owned()).unwrap()).collect();
     assert_eq!(contents, ["long", "ay", "bee", "long", "ay", "bee"]);
 }
 
@@ -299,7 +302,8 @@ fn a_damaged_cache_is_made_anew() {
 }
 
 #[test]
-fn a_million_names_fit_into_little_memory() {
+#[expect(clippy::print_stderr, reason = "how long it took, for who asks with --nocapture")]
+fn a_million_names_fit_into_little_memory_and_come_back_from_the_cache() {
     let holders = vec![Holder { path: PathBuf::from("/data"), root_length: 5, content: Content::Folder }];
     let count = if cfg!(miri) { 100 } else { 1_000_000 };
     let images = (0..count)
@@ -310,6 +314,14 @@ fn a_million_names_fit_into_little_memory() {
     assert_eq!(index.len(), count);
     assert!(bytes <= 20 * count, "{} bytes an image", bytes / count);
     assert_eq!(index.name(count / 2), format!("/data/{:08}.jpg", count / 2));
+
+    let dir = tempfile::tempdir().unwrap();
+    let (cache, sources) = (dir.path().join("index.bin"), ["/data".to_owned()]);
+    index_cache::store(&cache, &sources, 0, Vec::new(), &index).unwrap();
+    let start = std::time::Instant::now();
+    let cached = index_cache::load(&cache, &sources, 0).unwrap();
+    eprintln!("{count} names out of the cache in {:?}", start.elapsed());
+    assert_eq!((cached.len(), cached.manifest_hash()), (count, index.manifest_hash()));
 }
 
 #[test]

@@ -144,7 +144,8 @@ impl<'a> Entry<'a> {
     pub(super) fn read(file: &'a [u8], header: &Header, number: usize) -> Result<Self, ShardError> {
         let images = header.images as usize;
         let at = (number < images).then(|| header.index as usize + number * ENTRY_BYTES);
-        let Some(bytes) = at.and_then(|at| file.get(at..)).and_then(<[u8]>::first_chunk::<ENTRY_BYTES>) else {
+        let Some(bytes) = at.and_then(|at| file.get(at..)).and_then(<[u8]>::first_chunk::<ENTRY_BYTES>)
+        else {
             return Err(ShardError::NoSuchImage { entry: number, images });
         };
         let wrong = |field, found| Err(ShardError::EntryField { entry: number, field, found });
