@@ -55,7 +55,7 @@ fn index_of(source: &Path) -> ImageIndex {
 
 fn files() -> Vec<Vec<u8>> {
     let index = index();
-    (0..index.len()).map(|i| index.read(i).expect("a photo is readable")).collect()
+    (0..index.len()).map(|i| index.read(i).expect("a photo is readable").into_owned()).collect()
 }
 
 fn photo() -> Rgb8Image {

@@ -23,8 +23,11 @@ fn temporary() -> (tempfile::TempDir, std::path::PathBuf) {
     (dir, path)
 }
 
-/// Everything that can be asked of a shard: names and bytes of all images, or what is wrong.
-fn contents(file: &[u8]) -> Result<Vec<Result<(Vec<u8>, Vec<u8>), String>>, ShardError> {
+/// Name and bytes of an image, or what is wrong with it.
+type Found = Result<(Vec<u8>, Vec<u8>), String>;
+
+/// Everything that can be asked of a shard.
+fn contents(file: &[u8]) -> Result<Vec<Found>, ShardError> {
     let shard = Shard::from_bytes(file)?;
     let one = |i| {
         let read = || Ok::<_, ShardError>((shard.entry(i)?.name.to_vec(), shard.image(i)?.to_vec()));
