@@ -226,7 +226,7 @@ class Trainer:
         half = torch.autocast(torch.device(args.device).type, torch.bfloat16)
         self.precision = half if args.precision == "bf16" else contextlib.nullcontext()
 
-    def forward(self, groups, teacher_temp):
+    def forward(self, groups, class_center, patch_center, teacher_temp):
         """The loss and the means of the teacher's logits."""
         with torch.no_grad():
             teacher_classes, teacher_patches = self.teacher(groups, True)
@@ -234,13 +234,13 @@ class Trainer:
 
         image_loss, terms = 0.0, 0
         for t, teacher in enumerate(teacher_classes[:2]):
-            target = F.softmax((teacher - self.class_center) / teacher_temp, dim=-1)
+            target = F.softmax((teacher - class_center) / teacher_temp, dim=-1)
             for s, student in enumerate(classes):
                 if s != t:
                     image_loss, terms = image_loss + cross_entropy(target, student), terms + 1
         patch_loss = 0.0
         for teacher, student in zip(teacher_patches, patches):
-            target = F.softmax((teacher - self.patch_center) / teacher_temp, dim=-1)
+            target = F.softmax((teacher - patch_center) / teacher_temp, dim=-1)
             patch_loss = patch_loss + cross_entropy(target, student)
         loss = image_loss / terms + 0.1 * patch_loss / len(patches)
         class_mean = torch.cat(teacher_classes).mean(0, keepdim=True)
@@ -249,10 +249,11 @@ class Trainer:
 
     def step(self, groups, teacher_temp=0.04, momentum=0.996):
         with self.precision:
-            loss, class_mean, patch_mean = self.losses(groups, teacher_temp)
+            loss, class_mean, patch_mean = self.losses(groups, self.class_center, self.patch_center, teacher_temp)
         with torch.no_grad():
-            self.class_center.mul_(0.9).add_(class_mean, alpha=0.1)
-            self.patch_center.mul_(0.9).add_(patch_mean, alpha=0.1)
+            # new tensors: a compiled backward pass reads the old ones
+            self.class_center = 0.9 * self.class_center + 0.1 * class_mean
+            self.patch_center = 0.9 * self.patch_center + 0.1 * patch_mean
 
         value = loss.item()
         self.optimizer.zero_grad()

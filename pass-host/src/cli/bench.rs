@@ -111,8 +111,10 @@ fn train(args: TrainArgs) -> Result<u8, Error> {
 /// The configuration layers the flags name.
 fn layers(args: &TrainArgs, default_batch: usize) -> Layers {
     let mut flags: Vec<(&'static str, &'static str, Value)> = Vec::new();
-    let images = args.images.iter().cloned().map(Value::String).collect();
-    flags.push(("IMAGES", "data.images", Value::Array(images)));
+    if !args.images.is_empty() {
+        let images = args.images.iter().cloned().map(Value::String).collect();
+        flags.push(("IMAGES", "data.images", Value::Array(images)));
+    }
     // a batch that was set by key or file counts as asked for
     let asked =
         args.sets.iter().any(|set| set.trim_start().starts_with("optim.batch")) || args.config.is_some();
