@@ -1,5 +1,6 @@
 //! Finding and aggregating positives on grids of 14², 28² and 56² patches: the throughput in patches stays the same,
-//! since the cost is linear in their number.
+//! since the cost is linear in their number. Beside it the textbook's way, all similarities of all patches of which a mask
+//! leaves the neighbors, whose cost is quadratic.
 //!
 //! `cargo bench -p pass-core`, and with `--features matrixmultiply`.
 
@@ -7,6 +8,7 @@ use std::hint::black_box;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
+use ndarray::{Array2, ArrayView2};
 use pass_core::aggregation::AggregationHead;
 use pass_core::class_attention::{ClassAttention, ClassAttentionParameters};
 use pass_core::layers::LayerNorm;
@@ -28,6 +30,14 @@ fn matching(bencher: Bencher<'_, '_>, side: usize) {
     let features = numbers(side * side * 384);
     let mut job = Matching::new(side);
     bencher.counter(ItemsCount::new(side * side)).bench_local(|| job.run(black_box(&features), 384));
+}
+
+/// The same by the matrix of all similarities.
+#[divan::bench(args = SIDES, sample_count = 5)]
+fn matching_all_pairs(bencher: Bencher<'_, '_>, side: usize) {
+    let features = numbers(side * side * 384);
+    let mask = mask(&Matching::new(side).neighborhood);
+    bencher.counter(ItemsCount::new(side * side)).bench_local(|| all_pairs(black_box(&features), 384, &mask));
 }
 
 /// Aggregation of ViT-Ti features: two blocks over all patches and every positive set.
@@ -79,12 +89,46 @@ impl Matching {
     }
 }
 
+/// 0 where a column is a neighbor of its row, `-inf` everywhere else.
+fn mask(neighborhood: &Neighborhood) -> Array2<f32> {
+    let n = neighborhood.grid().n_patches();
+    let mut mask = Array2::from_elem((n, n), f32::NEG_INFINITY);
+    for patch in 0..n {
+        neighborhood.candidates(patch).for_each(|candidate| mask[[patch, candidate]] = 0.0);
+    }
+    mask
+}
+
+/// Positives `[N, K]` by one product of all normalized features with each other, a mask, and the `K` largest of each row.
+fn all_pairs(features: &[f32], dim: usize, mask: &Array2<f32>) -> Vec<u32> {
+    let mut unit = ArrayView2::from_shape((mask.nrows(), dim), features).expect("features").to_owned();
+    for mut row in unit.rows_mut() {
+        let norm = row.dot(&row).sqrt();
+        row /= norm;
+    }
+    let similarities = unit.dot(&unit.t()) + mask;
+    let best = similarities.rows().into_iter().flat_map(|row| {
+        // the K best so far, best first
+        let mut best = [(f32::NEG_INFINITY, u32::MAX); K];
+        for (column, &similarity) in row.iter().enumerate() {
+            if similarity > best[K - 1].0 {
+                let place = best.partition_point(|&(better, _)| better >= similarity);
+                best[place..].rotate_right(1);
+                best[place] = (similarity, column as u32);
+            }
+        }
+        best.map(|(_, column)| column)
+    });
+    best.collect()
+}
+
 /// Nothing is timed before it agrees with a search that computes every similarity of every patch.
 fn check_against_exhaustive_search() {
     let (side, dim) = (14, 384);
     let features = numbers(side * side * dim);
     let mut job = Matching::new(side);
     job.run(&features, dim);
+    assert_eq!(job.matches, all_pairs(&features, dim, &mask(&job.neighborhood)), "all pairs, masked");
     let token = |patch: usize| features[patch * dim..(patch + 1) * dim].iter().map(|&value| f64::from(value));
     let cosine = |a: usize, b: usize| {
         let norm = |patch: usize| token(patch).map(|value| value * value).sum::<f64>().sqrt();

@@ -3,6 +3,7 @@
 //! - `PASS_PHOTOS`: the folder of photos; the bundled ones without it.
 //! - `PASS_PEER_PYTHON`: a Python with torch, torchvision and Pillow. The same work is then also done by
 //!   `benches/peer/loader.py`, one thread each, in turns, and the ratio of the fastest rounds is printed.
+//! - `PASS_SOURCES=1`: the whole loader on the folder and on shards of it, in turns; images a second and processor time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use pass_host::data::augment::{
 };
 use pass_host::data::decode::{Encoded, Rgb8Image, decode_rgb};
 use pass_host::data::{ImageIndex, Loader, LoaderSettings};
+use pass_host::pack::{self, PackFormat, PackSettings};
 
 /// Photos in one round.
 const PHOTOS: usize = 200;
@@ -31,6 +33,9 @@ fn main() {
     if let Some(python) = std::env::var_os("PASS_PEER_PYTHON") {
         compare_with_peer(Path::new(&python));
     }
+    if std::env::var_os("PASS_SOURCES").is_some() {
+        compare_sources();
+    }
 }
 
 fn folder() -> PathBuf {
@@ -39,14 +44,18 @@ fn folder() -> PathBuf {
 }
 
 fn index() -> ImageIndex {
-    let images = vec![folder().to_string_lossy().into_owned()];
+    index_of(&folder())
+}
+
+fn index_of(source: &Path) -> ImageIndex {
+    let images = vec![source.to_string_lossy().into_owned()];
     ImageIndex::build(&DataConfig { images, limit: PHOTOS, ..DataConfig::default() }, None)
         .expect("PASS_PHOTOS holds images")
 }
 
 fn files() -> Vec<Vec<u8>> {
     let index = index();
-    (0..index.len()).map(|i| index.read(i).expect("a photo is readable")).collect()
+    (0..index.len()).map(|i| index.read(i).expect("a photo is readable").into_owned()).collect()
 }
 
 fn photo() -> Rgb8Image {
@@ -103,24 +112,102 @@ fn decode_and_augment(bencher: Bencher<'_, '_>) {
 #[divan::bench(args = [1, 2], sample_count = 5)]
 fn loader(bencher: Bencher<'_, '_>, workers: usize) {
     let index = Arc::new(index());
-    let batch = 20;
-    let batches = index.len() / batch;
-    bencher.counter(ItemsCount::new(batches * batch)).bench_local(|| {
-        let mut loader = Loader::start(LoaderSettings {
-            index: Arc::clone(&index),
-            augment: AugmentConfig::default(),
-            seed: 0,
-            batch,
-            workers,
-            prefetch: 2,
-            first_batch: 0,
-            max_bad: 0.0,
-            max_megapixels: MAX_MEGAPIXELS,
-            quarantine: None,
-        })
-        .expect("enough photos");
-        (0..batches).map(|_| loader.next().expect("sound photos").images.len()).sum::<usize>()
-    });
+    let images = index.len() / BATCH * BATCH;
+    bencher.counter(ItemsCount::new(images)).bench_local(|| load_all(&index, workers));
+}
+
+/// The loader, one worker, on shards of the folder.
+#[divan::bench(args = SHARDS.map(|(name, ..)| name), sample_count = 5)]
+fn loader_shard(bencher: Bencher<'_, '_>, name: &str) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let index = Arc::new(index_of(&packed(dir.path(), name)));
+    let images = index.len() / BATCH * BATCH;
+    bencher.counter(ItemsCount::new(images)).bench_local(|| load_all(&index, 1));
+}
+
+/// Images a batch of the loader.
+const BATCH: usize = 20;
+/// What shards hold: files as they are, or images with a shorter side of 256 pixels.
+const SHARDS: [(&str, PackFormat, Option<u32>); 3] = [
+    ("original", PackFormat::Original, None),
+    ("jpeg 256", PackFormat::Jpeg, Some(256)),
+    ("raw 256", PackFormat::Raw, Some(256)),
+];
+
+/// One pass over the images; how many it were.
+fn load_all(index: &Arc<ImageIndex>, workers: usize) -> usize {
+    let mut loader = Loader::start(LoaderSettings {
+        index: Arc::clone(index),
+        augment: AugmentConfig::default(),
+        seed: 0,
+        batch: BATCH,
+        workers,
+        prefetch: 2,
+        first_batch: 0,
+        max_bad: 0.0,
+        max_megapixels: MAX_MEGAPIXELS,
+        quarantine: None,
+    })
+    .expect("enough photos");
+    (0..index.len() / BATCH).map(|_| loader.next().expect("sound photos").images.len()).sum()
+}
+
+/// The shard of [`SHARDS`] with this name, written into `dir`.
+fn packed(dir: &Path, name: &str) -> PathBuf {
+    let &(_, format, size) = SHARDS.iter().find(|shard| shard.0 == name).expect("one of the shards");
+    let out = dir.join(name);
+    let settings = PackSettings {
+        images: vec![folder().to_string_lossy().into_owned()],
+        limit: PHOTOS,
+        out: out.clone(),
+        format,
+        size,
+        quality: 90,
+        max_megapixels: MAX_MEGAPIXELS,
+        interrupted: Arc::default(),
+    };
+    pack::run(&settings, |_, _| ()).expect("photos that can be packed");
+    out
+}
+
+/// Processor seconds of this process, user and system, where the system tells.
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    // user and system time in hundredths of a second
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
+#[expect(clippy::print_stdout, reason = "a bench reports on standard output")]
+fn compare_sources() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let shards = SHARDS.map(|(name, ..)| (name, packed(dir.path(), name)));
+    let sources: Vec<_> = [("folder", folder())].into_iter().chain(shards).collect();
+    let indices: Vec<_> = sources.iter().map(|(_, path)| Arc::new(index_of(path))).collect();
+    let mut fastest = vec![f64::INFINITY; sources.len()];
+    let mut processor = vec![0.0; sources.len()];
+    let mut images = 0;
+    for _ in 0..ROUNDS {
+        for (source, index) in indices.iter().enumerate() {
+            let (start, before) = (Instant::now(), processor_seconds());
+            images = load_all(index, 1);
+            fastest[source] = fastest[source].min(start.elapsed().as_secs_f64());
+            processor[source] += processor_seconds() - before;
+        }
+    }
+    println!(
+        "one worker, {ROUNDS} rounds in turns: images a second (fastest), processor ms an image, ratio of these"
+    );
+    for (source, (name, path)) in sources.iter().enumerate() {
+        println!(
+            "{name:>9} {:8.1} {:8.2} {:6.2}  {:.1} MB",
+            images as f64 / fastest[source],
+            1e3 * processor[source] / (ROUNDS * images) as f64,
+            processor[0] / processor[source],
+            std::fs::metadata(path).map_or(0, |file| if file.is_file() { file.len() } else { 0 }) as f64
+                / 1e6
+        );
+    }
 }
 
 #[divan::bench]

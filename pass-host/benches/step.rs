@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Result, Tensor};
 use pass_host::config::{Arch, OpsKind, TrainConfig};
-use pass_host::model::{Architecture, CLASS_ATTENTION_BLOCKS};
+use pass_host::cost::StepCost;
 use pass_host::objective::forward::{CropGroup, Crops};
 use pass_host::train::trainer::{Schedule, Trainer};
 
@@ -67,38 +67,6 @@ fn crops(config: &TrainConfig, applications: usize) -> Result<Crops> {
         global: group(2, config.augment.global_size)?,
         local: Some(group(config.augment.local_crops, config.augment.local_size)?),
     })
-}
-
-/// Multiply-adds of one step: student forward and backward, teacher forward.
-fn multiply_adds(config: &TrainConfig) -> f64 {
-    let sizes = Architecture::from_config(config);
-    let (d, depth) = (sizes.dim as f64, sizes.depth as f64);
-    let head = |prototypes: usize| {
-        let (hidden, bottleneck) = (sizes.head_hidden as f64, sizes.head_bottleneck as f64);
-        d * hidden + hidden * hidden + hidden * bottleneck + bottleneck * prototypes as f64
-    };
-    let blocks = CLASS_ATTENTION_BLOCKS as f64;
-    let k = config.patch.k as f64;
-    let mut total = 0.0;
-    for (crops, side) in
-        [(2, config.augment.global_size), (config.augment.local_crops, config.augment.local_size)]
-    {
-        let patches = (side / sizes.patch_size).pow(2) as f64;
-        let images = (crops * config.optim.batch) as f64;
-        let embed = 3.0 * (sizes.patch_size.pow(2) as f64) * d;
-        let backbone = patches * depth * (12.0 * d * d + 2.0 * patches * d);
-        let class_token =
-            blocks * (patches * (2.0 * d * d + 2.0 * d) + 12.0 * d * d) + head(sizes.class_prototypes);
-        let aggregates =
-            patches * (blocks * (9.0 * d * d + 2.0 * (k + 1.0) * d) + (blocks - 1.0) * 3.0 * d * d);
-        let patch_head = sizes.patch_prototypes.map_or(0.0, |prototypes| patches * head(prototypes));
-        let student = backbone + class_token + patch_head;
-        // the images need no gradient: the patch embedding runs twice (values, weights), the rest three times
-        total += images * (2.0 * patches * embed + 3.0 * student);
-        total += images * (student + aggregates); // teacher; the patch embedding is its own
-        total += images * patches * embed;
-    }
-    total
 }
 
 /// Multiply-adds a second of one large product.
@@ -158,7 +126,7 @@ fn main() -> Result<()> {
     seconds.sort_by(f64::total_cmp);
     let peak = peak_memory();
     let speed = product_speed()?;
-    let macs = multiply_adds(&config);
+    let macs = StepCost::of(&config)?.total as f64;
     let (min, median) = (seconds[0], seconds[seconds.len() / 2]);
     println!(
         "{}",

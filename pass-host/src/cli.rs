@@ -1,5 +1,6 @@
 //! The command line: arguments as types, one file per verb. Only this module prints.
 
+mod bench;
 mod completions;
 mod config;
 mod doctor;
@@ -8,6 +9,7 @@ mod export;
 mod features;
 mod import;
 mod output;
+mod pack;
 mod quantize;
 mod quantizing_bar;
 mod report;
@@ -43,6 +45,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 #[derive(Debug, Subcommand)]
 enum Command {
     Train(Box<train::TrainArgs>),
+    Pack(pack::PackArgs),
     #[command(subcommand)]
     Eval(eval::EvalCommand),
     Features(features::FeaturesArgs),
@@ -53,6 +56,8 @@ enum Command {
     #[command(subcommand)]
     Viz(viz::VizCommand),
     Report(report::ReportArgs),
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArgs),
@@ -67,7 +72,9 @@ impl Cli {
             Command::Features(args) => &args.compute,
             Command::Eval(command) => command.compute(),
             Command::Viz(command) => command.compute(),
+            Command::Bench(command) => command.compute(),
             Command::Report(args) => &args.compute,
+            Command::Pack(args) => return args.workers,
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
             Command::Verify(args) => return args.threads,
@@ -108,6 +115,7 @@ fn thread_count(text: &str) -> Result<usize, String> {
 pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
+        Command::Pack(args) => pack::run(args),
         Command::Eval(command) => eval::run(command),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),
@@ -116,6 +124,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
         Command::Import(args) => import::run(args),
         Command::Viz(command) => viz::run(command),
         Command::Report(args) => report::run(args),
+        Command::Bench(command) => bench::run(command),
         Command::Config(command) => config::run(command),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(&args),

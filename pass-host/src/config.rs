@@ -64,7 +64,7 @@ section! {
 section! {
     /// `[data]`
     pub struct DataConfig {
-        /// Folders (walked recursively), image files, tars (`.tar`, `.tar.gz`, `.tgz`) and lists (`@list.txt`).
+        /// Folders (walked recursively), image files, tars (`.tar`, `.tar.gz`, `.tgz`), shards and lists (`@list.txt`).
         pub images: Vec<String>,
         /// Use only the first this many images (sorted order); 0 = all.
         pub limit: usize,

@@ -2,7 +2,8 @@
 //!
 //! | module | job |
 //! |---|---|
-//! | [`index`] | folders, files, lists and tars -> one sorted, hashed, cached list of images |
+//! | [`index`] | folders, files, lists, tars and shards -> one sorted, hashed, cached list of images |
+//! | [`shard`] | many images in one file, mapped and read in place |
 //! | [`decode`] | bytes of an image file -> upright 8-bit RGB, or a reason why not |
 //! | [`augment`] | one image -> crops, as a pure function of (seed, epoch, image, crop) |
 //! | [`quarantine`] | which images are bad and why |
@@ -16,6 +17,7 @@ pub mod index;
 mod index_cache;
 pub mod loader;
 pub mod quarantine;
+pub mod shard;
 mod sources;
 
 pub use decode::{DecodeError, Rgb8Image};

@@ -67,14 +67,20 @@ pub struct Compute {
     pub dtype: DType,
 }
 
-impl fmt::Display for Compute {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let device = match self.device.location() {
+impl Compute {
+    /// The device in words, for example `CUDA device 0`.
+    pub fn device_name(&self) -> String {
+        match self.device.location() {
             candle_core::DeviceLocation::Cpu => "CPU".to_owned(),
             candle_core::DeviceLocation::Cuda { gpu_id } => format!("CUDA device {gpu_id}"),
             candle_core::DeviceLocation::Metal { gpu_id } => format!("Metal device {gpu_id}"),
-        };
-        write!(f, "{device}, {}", self.dtype.as_str())
+        }
+    }
+}
+
+impl fmt::Display for Compute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {}", self.device_name(), self.dtype.as_str())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The error a person sees: what went wrong, why, and what to try.
 
+use crate::bench::BenchError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
@@ -10,6 +11,7 @@ use crate::export::ExportError;
 use crate::features::FeatureError;
 use crate::import::ImportError;
 use crate::metrics::MetricsError;
+use crate::pack::PackError;
 use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
 use crate::report::ReportError;
@@ -60,12 +62,18 @@ pub enum Error {
     /// A file for the device.
     #[error(transparent)]
     Quantize(#[from] QuantizeError),
+    /// Images packed into a shard.
+    #[error(transparent)]
+    Pack(#[from] PackError),
     /// Weights of others.
     #[error(transparent)]
     Import(#[from] ImportError),
     /// A picture.
     #[error(transparent)]
     Picture(#[from] PictureError),
+    /// The speed of training.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The page of a run.
     #[error(transparent)]
     Report(#[from] ReportError),
@@ -95,9 +103,11 @@ impl Error {
             Self::Vos(error) => error.hint(),
             Self::Export(error) => error.hint(),
             Self::Quantize(error) => error.hint(),
+            Self::Pack(error) => error.hint(),
             Self::Import(error) => error.hint(),
             Self::Picture(error) => error.hint(),
             Self::Report(error) => error.hint(),
+            Self::Bench(error) => error.hint(),
             Self::Output(_) => None,
         }
     }
@@ -106,6 +116,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage { .. } | Self::Config(_) | Self::Train(TrainError::Config(_)) => 2,
+            Self::Pack(PackError::Setting { .. }) => 2,
             _ => 1,
         }
     }

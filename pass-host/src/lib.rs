@@ -5,7 +5,7 @@
 //! | module | job |
 //! |---|---|
 //! | [`config`] | every hyper-parameter: default, meaning, validation |
-//! | [`data`] | image folders and tars -> batches of augmented crops |
+//! | [`data`] | image folders, tars and shards -> batches of augmented crops |
 //! | [`model`] | Vision Transformer, aggregation head, projection heads |
 //! | [`objective`] | matching, aggregation and the two losses over tensors |
 //! | [`ops`] | the training operations, fused, each with its composition twin |
@@ -13,16 +13,20 @@
 //! | [`train`] | the loop |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`evaluate`] | what trained features are worth |
+//! | [`pack`] | all images of a data set in one file |
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
+//! | [`bench`](mod@bench), [`cost`] | how fast training is, and what a step costs |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
 #![deny(unsafe_code)]
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;
+pub mod cost;
 pub mod data;
 pub mod device;
 pub mod error;
@@ -35,6 +39,7 @@ pub mod model;
 pub mod objective;
 pub mod ops;
 pub mod optimizer;
+pub mod pack;
 pub mod pca;
 pub mod picture;
 pub mod quantize;

@@ -244,7 +244,7 @@ pub fn common_patch(models: &[Model]) -> usize {
     models.iter().map(|model| model.encoder.stride()).fold(1, |all, one| all / gcd(all, one) * one)
 }
 
-/// Reads the first `limit` images of `sources` (folders, files, tars, `@lists`) and tells how many there are.
+/// Reads the first `limit` images of `sources` (folders, files, tars, shards, `@lists`) and tells how many there are.
 ///
 /// # Errors
 /// [`PictureError::Data`], [`PictureError::Read`], [`PictureError::Decode`].

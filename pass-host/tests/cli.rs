@@ -54,6 +54,7 @@ fn help_of_every_command() {
     check("version", &run(&["--version"]));
     for command in [
         "train",
+        "pack",
         "features",
         "export",
         "quantize",
@@ -76,6 +77,7 @@ fn help_of_every_command() {
     for command in ["top-patches", "attention", "positives", "pca"] {
         check(&format!("help_viz_{command}"), &run(&["viz", command, "--help"]));
     }
+    check("help_bench_train", &run(&["bench", "train", "--help"]));
     check("help_eval_segment", &run(&["eval", "segment", "--help"]));
 }
 
@@ -143,6 +145,10 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         ("unknown_preset", &["train", "photos", "--preset", "paper-vit-s8"]),
         ("features_without_weights", &["features", "photos"]),
         ("features_format", &["features", "photos", "--weights", "w", "--out", "f.csv"]),
+        ("pack_nothing", &["pack", "--out", "f"]),
+        ("pack_size_of_originals", &["pack", "photos", "--out", "f", "--size", "256"]),
+        ("pack_quality", &["pack", "photos", "--out", "f", "--format", "jpeg", "--quality", "0"]),
+        ("bench_no_steps", &["bench", "train", "--steps", "0"]),
         ("export_format", &["export", "run", "--to", "pickle", "--out", "f"]),
         ("import_origin", &["import", "f.onnx", "--from", "dinov2", "--out", "f.safetensors"]),
     ] {
@@ -213,5 +219,49 @@ fn completions_exist_for_every_shell() {
         let output = run(&["completions", shell]);
         assert!(output.status.success(), "{shell}");
         assert!(text(&output.stdout).contains("pass-host"), "{shell}");
+    }
+}
+
+#[test]
+fn bench_train_times_real_steps_and_counts_their_arithmetic() {
+    let photos = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/photos");
+    let tiny = [
+        "model.arch=custom",
+        "model.dim=16",
+        "model.depth=1",
+        "model.heads=2",
+        "model.patch_size=8",
+        "augment.global_size=16",
+        "augment.local_size=8",
+        "head.hidden=8",
+        "head.bottleneck=4",
+        "head.class_prototypes=8",
+        "head.patch_prototypes=8",
+    ];
+    let sets: Vec<&str> = tiny.iter().flat_map(|set| ["--set", set]).collect();
+    let base = ["bench", "train", "--device", "cpu", "--threads", "1", "--warmup", "1", "--steps", "3"];
+    for images in [None, Some(photos)] {
+        let args = [&base[..], &sets, &["--batch", "2", "--json"], images.as_slice()].concat();
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(0), "{}", transcript(&output));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let number = |path: &str| report.pointer(path).unwrap().as_f64().unwrap();
+        assert_eq!((number("/batch"), number("/steps"), number("/warmup")), (2.0, 3.0, 1.0));
+        assert_eq!(report["images"].is_null(), images.is_none());
+        assert_eq!(report["seconds"]["all"].as_array().unwrap().len(), 3);
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-9 * b.abs();
+        assert!(close(number("/images_per_s"), 2.0 / number("/seconds/median")));
+        assert!(number("/seconds/min") <= number("/seconds/median"));
+        let parts = report["multiply_adds"]["parts"].as_array().unwrap();
+        let keys = ["forward", "backward", "teacher"];
+        let sum: u64 = parts.iter().flat_map(|part| keys.map(|key| part[key].as_u64().unwrap())).sum();
+        assert_eq!(report["multiply_adds"]["total"].as_u64(), Some(sum));
+        assert!(close(number("/tflops"), 2.0 * sum as f64 / number("/seconds/median") / 1e12));
+        assert!(close(number("/share_of_product"), number("/tflops") / number("/product_tflops")));
+        assert!(number("/first_loss").is_finite() && number("/last_loss").is_finite());
+    }
+    let table = text(&run(&[&base[..], &sets].concat()).stdout);
+    for line in ["batch 8, CPU, f32, 1 threads, random images", "\n  data wait", "\n  matching", "TFLOP/s"] {
+        assert!(table.contains(line), "{line}: {table}");
     }
 }

@@ -7,9 +7,14 @@ framework offers elsewhere (scaled_dot_product_attention, AdamW with its default
 
     python step.py --arch vit_tiny --batch 4 --threads 2 --steps 10 --json
     python step.py --ops --threads 2 --json
+    python step.py --arch vit_small --batch 64 --device cuda --precision bf16 --compile --class-prototypes 65536 --json
+
+With --compile the forward pass with its losses is compiled, and clipping, AdamW and the momentum teacher run over lists
+of tensors (the same numbers, no reading of each norm by the host): the fastest PyTorch does without other arithmetic.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import resource
@@ -63,7 +68,7 @@ class Block(nn.Module):
         if self.drop_path == 0.0:
             return branch
         keep = 1.0 - self.drop_path
-        mask = (keep + torch.rand(branch.shape[0], 1, 1)).floor()
+        mask = (keep + torch.rand(branch.shape[0], 1, 1, device=branch.device)).floor()
         return branch / keep * mask
 
     def forward(self, x):
@@ -151,7 +156,7 @@ class Aggregation(nn.Module):
         if not aggregate:
             return self.norm(torch.cat([token, x], dim=1))
         with torch.no_grad():
-            neighbors = x[:, self.tables[n].flatten()].view(b, n, NEIGHBORS, d)
+            neighbors = x[:, self.tables[n].to(x.device).flatten()].view(b, n, NEIGHBORS, d)
             similarity = F.normalize(neighbors, dim=-1) @ F.normalize(x, dim=-1).unsqueeze(-1)
             best = similarity.squeeze(-1).topk(POSITIVES, dim=-1).indices
         positives = neighbors.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, d)).view(b * n, POSITIVES, d)
@@ -202,8 +207,9 @@ def cross_entropy(target, logits, student_temp=0.1):
 
 class Trainer:
     def __init__(self, args):
-        self.student = Network(args.arch, args.prototypes, args.prototypes, 0.1)
-        self.teacher = Network(args.arch, args.prototypes, args.prototypes, 0.0)
+        classes = args.class_prototypes or args.prototypes
+        self.student = Network(args.arch, classes, args.prototypes, 0.1).to(args.device)
+        self.teacher = Network(args.arch, classes, args.prototypes, 0.0).to(args.device)
         self.teacher.load_state_dict(copy.deepcopy(self.student.state_dict()))
         for parameter in self.teacher.parameters():
             parameter.requires_grad = False
@@ -212,35 +218,49 @@ class Trainer:
             if parameter.requires_grad:
                 (plain if parameter.ndim == 1 or name.endswith(".bias") else decayed).append(parameter)
         groups = [{"params": decayed, "weight_decay": 0.04}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-4)
-        self.class_center = torch.zeros(1, args.prototypes)
-        self.patch_center = torch.zeros(1, args.prototypes)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=args.compile or None)
+        self.class_center = torch.zeros(1, classes, device=args.device)
+        self.patch_center = torch.zeros(1, args.prototypes, device=args.device)
+        self.in_lists = args.compile
+        self.losses = torch.compile(self.forward) if args.compile else self.forward
+        half = torch.autocast(torch.device(args.device).type, torch.bfloat16)
+        self.precision = half if args.precision == "bf16" else contextlib.nullcontext()
 
-    def step(self, groups, teacher_temp=0.04, momentum=0.996):
+    def forward(self, groups, class_center, patch_center, teacher_temp):
+        """The loss and the means of the teacher's logits."""
         with torch.no_grad():
             teacher_classes, teacher_patches = self.teacher(groups, True)
         classes, patches = self.student(groups, False)
 
         image_loss, terms = 0.0, 0
         for t, teacher in enumerate(teacher_classes[:2]):
-            target = F.softmax((teacher - self.class_center) / teacher_temp, dim=-1)
+            target = F.softmax((teacher - class_center) / teacher_temp, dim=-1)
             for s, student in enumerate(classes):
                 if s != t:
                     image_loss, terms = image_loss + cross_entropy(target, student), terms + 1
         patch_loss = 0.0
         for teacher, student in zip(teacher_patches, patches):
-            target = F.softmax((teacher - self.patch_center) / teacher_temp, dim=-1)
+            target = F.softmax((teacher - patch_center) / teacher_temp, dim=-1)
             patch_loss = patch_loss + cross_entropy(target, student)
         loss = image_loss / terms + 0.1 * patch_loss / len(patches)
+        class_mean = torch.cat(teacher_classes).mean(0, keepdim=True)
+        patch_mean = torch.cat([t.flatten(0, 1) for t in teacher_patches]).mean(0, keepdim=True)
+        return loss, class_mean, patch_mean
 
+    def step(self, groups, teacher_temp=0.04, momentum=0.996):
+        with self.precision:
+            loss, class_mean, patch_mean = self.losses(groups, self.class_center, self.patch_center, teacher_temp)
         with torch.no_grad():
-            self.class_center.mul_(0.9).add_(torch.cat(teacher_classes).mean(0, keepdim=True), alpha=0.1)
-            rows = torch.cat([t.flatten(0, 1) for t in teacher_patches])
-            self.patch_center.mul_(0.9).add_(rows.mean(0, keepdim=True), alpha=0.1)
+            # new tensors: a compiled backward pass reads the old ones
+            self.class_center = 0.9 * self.class_center + 0.1 * class_mean
+            self.patch_center = 0.9 * self.patch_center + 0.1 * patch_mean
 
         value = loss.item()
         self.optimizer.zero_grad()
         loss.backward()
+        if self.in_lists:
+            self.update_in_lists(momentum)
+            return value
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 factor = 3.0 / (parameter.grad.norm(2) + 1e-6)
@@ -252,20 +272,37 @@ class Trainer:
                 teacher.mul_(momentum).add_((1 - momentum) * student)
         return value
 
+    @torch.no_grad()
+    def update_in_lists(self, momentum):
+        """Clipping per tensor, AdamW, momentum teacher: what the loops of `step` do, without a wait for each tensor."""
+        gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
+        norms = torch._foreach_norm(gradients, 2)
+        torch._foreach_mul_(gradients, [(3.0 / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+        self.optimizer.step()
+        torch._foreach_lerp_(list(self.teacher.parameters()), list(self.student.parameters()), 1 - momentum)
+
 
 def time_steps(args):
     torch.manual_seed(0)
     trainer = Trainer(args)
     groups = [
-        [torch.randn(args.batch, 3, 224, 224) for _ in range(2)],
-        [torch.randn(args.batch, 3, 96, 96) for _ in range(args.local_crops)],
+        [torch.randn(args.batch, 3, 224, 224).to(args.device) for _ in range(2)],
+        [torch.randn(args.batch, 3, 96, 96).to(args.device) for _ in range(args.local_crops)],
     ]
-    losses, seconds = [trainer.step(groups)], []
+    on_gpu = torch.device(args.device).type == "cuda"
+    finish = torch.cuda.synchronize if on_gpu else lambda: None
+    losses, seconds = [trainer.step(groups) for _ in range(args.warmup)], []
     for _ in range(args.steps):
+        finish()
         start = time.perf_counter()
         losses.append(trainer.step(groups))
+        finish()
         seconds.append(time.perf_counter() - start)
     return {
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU",
+        "precision": args.precision,
+        "compile": args.compile,
+        "torch": torch.__version__,
         "arch": args.arch,
         "batch": args.batch,
         "local_crops": args.local_crops,
@@ -273,8 +310,9 @@ def time_steps(args):
         "threads": args.threads,
         "seconds_min": min(seconds),
         "seconds_median": statistics.median(seconds),
-        "images_per_second": args.batch / min(seconds),
+        "images_per_second": args.batch / statistics.median(seconds),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "device_peak_mb": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,
         "first_loss": losses[0],
         "last_loss": losses[-1],
     }
@@ -390,7 +428,12 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--local-crops", type=int, default=2)
     parser.add_argument("--prototypes", type=int, default=4096, help="of both heads")
+    parser.add_argument("--class-prototypes", type=int, help="of the class head, if it has another number")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32", help="bf16: autocast")
+    parser.add_argument("--compile", action="store_true", help="compiled, with updates over lists of tensors")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before the clock starts, at least 1")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--ops", action="store_true", help="time single operations instead of steps")
     parser.add_argument("--json", action="store_true", help="one line of JSON")

@@ -15,7 +15,7 @@ use crate::error::Error;
   pass-host features PHOTOS --weights runs/demo-1 --out features.safetensors
   pass-host features cat.jpg dog.jpg --weights runs/demo-1 --tokens class --out features.npy")]
 pub(super) struct FeaturesArgs {
-    /// Folders, image files, tars or @lists.
+    /// Folders, image files, tars, shards or @lists.
     #[arg(value_name = "IMAGES", required = true)]
     images: Vec<String>,
     /// Weights: a run folder, a checkpoint folder, a file of `export` or `import`; `random:W` = fresh values.

@@ -23,7 +23,7 @@ pub(super) struct QuantizeArgs {
     /// A run folder, a checkpoint folder, or a safetensors file with own or timm's names.
     #[arg(value_name = "RUN|W")]
     source: PathBuf,
-    /// Real photos: folders, image files, tars or @lists. Half of those taken calibrate, the others measure.
+    /// Real photos: folders, image files, tars, shards or @lists. Half of those taken calibrate, the others measure.
     #[arg(long, value_name = "IMAGES", required = true, num_args = 1..)]
     calibrate: Vec<String>,
     /// The file to write.

@@ -15,12 +15,12 @@ use crate::error::Error;
 
 /// Train on unlabelled images; resume a run.
 ///
-/// Images may be folders (walked recursively), single files, tars (.tar, .tar.gz, .tgz) and lists (@list.txt, one path
-/// a line). Without images it trains preset `demo` on the photos that come with the source.
+/// Images may be folders (walked recursively), single files, tars (.tar, .tar.gz, .tgz), shards (of `pack`) and lists
+/// (@list.txt, one path a line). Without images it trains preset `demo` on the photos that come with the source.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct TrainArgs {
-    /// Folders, image files, tars or @lists [default: the bundled photos with preset demo].
+    /// Folders, image files, tars, shards or @lists [default: the bundled photos with preset demo].
     #[arg(value_name = "IMAGES")]
     images: Vec<String>,
 

@@ -23,7 +23,7 @@ pub(super) struct VerifyArgs {
     /// The weights it was made from: a run folder, a checkpoint folder or a safetensors file.
     #[arg(long, value_name = "W")]
     against: PathBuf,
-    /// Photos: folders, image files, tars or @lists.
+    /// Photos: folders, image files, tars, shards or @lists.
     #[arg(long, value_name = "IMAGES", required = true, num_args = 1..)]
     images: Vec<String>,
     /// Photos compared, spread over all; 0 = all.

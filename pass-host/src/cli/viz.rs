@@ -48,7 +48,7 @@ impl VizCommand {
 /// What every picture needs; flattened last, since the heading of its compute flags holds for all that follow.
 #[derive(Debug, Args)]
 pub(super) struct CommonArgs {
-    /// Images: files, folders, tars or @lists.
+    /// Images: files, folders, tars, shards or @lists.
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
     /// Trained weights: a run, a checkpoint or a safetensors file; `random:W` for untrained ones of the same kind. Repeat

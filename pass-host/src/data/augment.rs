@@ -208,7 +208,7 @@ impl Augmenter {
 const SOLARIZE_THRESHOLD: u8 = 128;
 
 /// Width and height after the side that limits became that of `(height, width)`; the other is rounded down, as torchvision does.
-fn covering(image: &Rgb8Image, (height, width): (usize, usize)) -> (usize, usize) {
+pub(crate) fn covering(image: &Rgb8Image, (height, width): (usize, usize)) -> (usize, usize) {
     let (own_width, own_height) = (image.width as usize, image.height as usize);
     if own_width * height <= own_height * width {
         (width, width * own_height / own_width)

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::shard::ShardError;
+
 /// An error of the data pipeline.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -49,6 +51,15 @@ pub enum DataError {
         /// What the reader found.
         #[source]
         source: io::Error,
+    },
+    /// A file that begins like a shard cannot be used.
+    #[error("`{}` is not a readable shard", .path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: ShardError,
     },
     /// The same image was given twice.
     #[error("image `{name}` is given twice")]
@@ -110,7 +121,7 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         let extensions = super::sources::EXTENSIONS.join(", ");
         Some(match self {
-            Self::NoSource => "name folders, image files, tars or @list.txt".to_owned(),
+            Self::NoSource => "name folders, image files, tars, shards or @list.txt".to_owned(),
             Self::NothingFound { .. } => format!(
                 "folders and tars are searched for files named *.{{{extensions}}} (any case; names that begin with a dot are skipped)"
             ),
@@ -129,6 +140,7 @@ impl DataError {
             Self::NotATar { .. } => {
                 "the file may be cut off or of another kind; `tar tf FILE` lists a sound archive".to_owned()
             }
+            Self::Shard { source, .. } => source.hint(),
             Self::Duplicate { .. } => "the sources overlap; give each folder, file or list entry once".to_owned(),
             Self::Write { .. } => "check free space and permissions of that folder".to_owned(),
             Self::TooFewImages { images, .. } => {

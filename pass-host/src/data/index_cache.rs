@@ -1,7 +1,7 @@
 //! The index on disk, so that a million files are listed once.
 //!
 //! File: magic, checksum (xxh3 of the rest), then postcard. It is used only when it was made for the same sources and
-//! nothing it was made from has changed since: every folder, list and tar carries a stamp of its modification time. A
+//! nothing it was made from has changed since: every folder, list, tar and shard carries a stamp of its modification time. A
 //! damaged, foreign or outdated cache is made anew, never trusted.
 
 use std::fs::File;
@@ -17,11 +17,11 @@ use super::index::ImageIndex;
 
 const MAGIC: &[u8; 16] = b"pass image index";
 /// Raised with every change of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Something that changed this shortly before it was listed may change again without a new time stamp.
 const CLOCK_GRAIN_NANOS: u128 = 2_000_000_000;
 
-/// The state of a folder, list or tar when it was read.
+/// The state of a folder, list, tar or shard when it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Stamp {
     path: PathBuf,
@@ -82,6 +82,7 @@ pub(super) fn load(cache: &Path, sources: &[String], limit: usize) -> Option<Ima
         return None;
     }
     let index: ImageIndex = postcard::from_bytes(rest).ok()?;
+    let index = index.reopened().ok()?;
     index.is_consistent().then_some(index)
 }
 

@@ -56,8 +56,7 @@ impl Quarantine {
         }
         let reason = escape(reason);
         if let Some((path, file)) = &mut self.file {
-            let line = format!("{}\t{reason}\n", escape(name));
-            file.write_all(line.as_bytes())
+            file.write_all(line(name, &reason).as_bytes())
                 .and_then(|()| file.sync_data())
                 .map_err(|source| DataError::Write { path: path.clone(), source })?;
         }
@@ -93,6 +92,11 @@ fn open_list(path: &Path) -> io::Result<(File, String)> {
         bytes.truncate(whole);
     }
     Ok((file, String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The line of one bad image.
+pub(crate) fn line(name: &str, reason: &str) -> String {
+    format!("{}\t{}\n", escape(name), escape(reason))
 }
 
 /// One line, one tab: control characters in names and reasons become spaces.

@@ -1,13 +1,15 @@
-//! What the user names -> groups of image files: folders (recursive), single files, `@lists`, tars.
+//! What the user names -> groups of image files: folders (recursive), single files, `@lists`, tars, shards.
 
 use std::io;
 use std::path::{Path, PathBuf, absolute};
+use std::sync::Arc;
 
 use walkdir::WalkDir;
 
 use super::archive;
 use super::error::DataError;
 use super::index_cache::Stamp;
+use super::shard::{Shard, is_shard};
 
 /// Name endings that folders and tars are searched for, in lower case.
 pub(super) const EXTENSIONS: [&str; 16] = [
@@ -15,7 +17,7 @@ pub(super) const EXTENSIONS: [&str; 16] = [
     "pam", "gif",
 ];
 
-/// One image found: the folder or tar that holds it, and its name there.
+/// One image found in a folder or tar, and its name there; those of a shard are not listed.
 #[derive(Debug)]
 pub(super) struct Found {
     /// Index into [`Findings::holders`].
@@ -26,15 +28,46 @@ pub(super) struct Found {
     pub(super) span: Option<(u64, u64)>,
 }
 
-/// A folder or a tar.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// A folder, a tar or a shard.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(super) struct Holder {
     /// Absolute path; images are called `path/name`.
     pub(super) path: PathBuf,
     /// The bytes of `path` that vary with where the data set lies; the rest takes part in the manifest hash.
     pub(super) root_length: usize,
-    /// The tar to read from: `path` itself, or its unpacked copy. `None` for a folder.
-    pub(super) archive: Option<PathBuf>,
+    pub(super) content: Content,
+}
+
+/// What holds images.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub(super) enum Content {
+    /// A folder.
+    Folder,
+    /// The tar to read from: the one that was named, or its unpacked copy.
+    Tar(PathBuf),
+    /// An open shard; `None` in an index that was just read from the cache.
+    Shard(#[serde(skip)] Option<Arc<Shard>>),
+}
+
+impl Holder {
+    pub(super) fn shard(&self) -> Option<&Arc<Shard>> {
+        match &self.content {
+            Content::Shard(shard) => shard.as_ref(),
+            Content::Folder | Content::Tar(_) => None,
+        }
+    }
+
+    /// Opens the shard that a cached index names.
+    pub(super) fn reopen(&mut self) -> Result<(), DataError> {
+        if let Content::Shard(shard) = &mut self.content {
+            *shard = Some(open_shard(&self.path)?);
+        }
+        Ok(())
+    }
+}
+
+fn open_shard(path: &Path) -> Result<Arc<Shard>, DataError> {
+    Shard::open(path).map(Arc::new).map_err(|source| DataError::Shard { path: path.to_owned(), source })
 }
 
 /// Everything the sources hold.
@@ -47,9 +80,9 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    fn add_holder(&mut self, path: PathBuf, root: &Path, archive: Option<PathBuf>) -> u32 {
+    fn add_holder(&mut self, path: PathBuf, root: &Path, content: Content) -> u32 {
         let root_length = root.as_os_str().len();
-        self.holders.push(Holder { path, root_length, archive });
+        self.holders.push(Holder { path, root_length, content });
         self.holders.len() as u32 - 1
     }
 
@@ -58,8 +91,8 @@ impl Findings {
         let parent = path.parent().unwrap_or(Path::new("")).to_owned();
         let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
         let holder = match self.holders.last() {
-            Some(last) if last.path == parent && last.archive.is_none() => self.holders.len() as u32 - 1,
-            _ => self.add_holder(parent.clone(), &parent, None),
+            Some(last) if last.path == parent => self.holders.len() as u32 - 1,
+            _ => self.add_holder(parent.clone(), &parent, Content::Folder),
         };
         self.images.push(Found { holder, name, span: None });
         Ok(())
@@ -78,6 +111,8 @@ pub(super) fn find(sources: &[String], cache: Option<&Path>) -> Result<Findings,
         let metadata = std::fs::metadata(path).map_err(|error| missing_or(path, error))?;
         if metadata.is_dir() {
             add_folder(&mut found, path)?;
+        } else if is_shard(path) {
+            add_shard(&mut found, path)?;
         } else if archive::is_tar_name(path) {
             add_tar(&mut found, path, cache)?;
         } else {
@@ -125,7 +160,7 @@ fn add_folder(found: &mut Findings, folder: &Path) -> Result<(), DataError> {
         };
         if entry.file_type().is_dir() {
             found.stamps.push(Stamp::of(entry.path())?);
-            let holder = found.add_holder(entry.path().to_owned(), &root, None);
+            let holder = found.add_holder(entry.path().to_owned(), &root, Content::Folder);
             open.truncate(entry.depth());
             open.push(holder);
             continue;
@@ -157,8 +192,20 @@ fn add_list(found: &mut Findings, list: &Path) -> Result<(), DataError> {
         if !path.is_file() {
             return Err(DataError::ListedMissing { list: list.to_owned(), line: index + 1, path });
         }
-        found.add_file(&path)?;
+        if !is_image_name(path.file_name().unwrap_or_default().as_encoded_bytes()) && is_shard(&path) {
+            add_shard(found, &path)?;
+        } else {
+            found.add_file(&path)?;
+        }
     }
+    Ok(())
+}
+
+fn add_shard(found: &mut Findings, shard: &Path) -> Result<(), DataError> {
+    found.stamps.push(Stamp::of(shard)?);
+    let path = absolute(shard).map_err(|source| DataError::Io { path: shard.to_owned(), source })?;
+    let content = Content::Shard(Some(open_shard(&path)?));
+    found.add_holder(path.clone(), &path, content);
     Ok(())
 }
 
@@ -167,7 +214,7 @@ fn add_tar(found: &mut Findings, tar: &Path, cache: Option<&Path>) -> Result<(),
     let path = absolute(tar).map_err(|source| DataError::Io { path: tar.to_owned(), source })?;
     let readable = archive::readable_tar(&path, cache)?;
     let root = path.parent().unwrap_or(Path::new("")).to_owned();
-    let holder = found.add_holder(path.clone(), &root, Some(readable.clone()));
+    let holder = found.add_holder(path.clone(), &root, Content::Tar(readable.clone()));
     for member in archive::members(&path, &readable)? {
         found.images.push(Found { holder, name: member.name, span: Some((member.offset, member.length)) });
     }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::segment::SegmentError;
+use crate::data::shard::ShardError;
 use crate::model::weights::WeightsError;
 
 /// Why features could not be judged.
@@ -27,6 +28,14 @@ pub enum EvaluateError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// A shard that cannot be read.
+    #[error("`{}` is not a readable shard", path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ShardError,
     },
     /// A split without a folder of a class.
     #[error("`{}`: expected a folder of images for each class, found {images} images and no such folder", path.display())]
@@ -125,6 +134,7 @@ impl EvaluateError {
         Some(match self {
             Self::Weights(error) => return error.hint(),
             Self::Pictures(error) => return error.hint(),
+            Self::Shard { source, .. } => source.hint(),
             Self::NotAFolder { .. } => "check the spelling; relative paths start at the current folder".into(),
             Self::NoClasses { .. } => {
                 "images lie in one folder a class, the folder is the name: DIR/train/cat/1.jpg, DIR/val/cat/2.jpg".into()

@@ -1,7 +1,5 @@
 //! One feature vector an image, for classifiers: images from disk, decoded on all cores, through a frozen network.
 
-use std::path::Path;
-
 use candle_core::Tensor;
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
@@ -120,7 +118,7 @@ impl Extraction {
             let shown: Vec<Result<Vec<Planes>, String>> = chunk
                 .par_iter()
                 .enumerate()
-                .map(|(i, image)| Ok(show(&load(&image.path)?, self.size, views, (first + i) as u64)))
+                .map(|(i, image)| Ok(show(&load(image)?, self.size, views, (first + i) as u64)))
                 .collect();
             let (mut planes, mut names) = (Vec::new(), Vec::new());
             for (image, shown) in chunk.iter().zip(shown) {
@@ -182,9 +180,8 @@ pub fn check_classes(
 ///
 /// # Errors
 /// The reason, for people.
-pub fn load(path: &Path) -> Result<Rgb8Image, String> {
-    let bytes = std::fs::read(path).map_err(|error| format!("input/output error: {error}"))?;
-    decode_rgb(&bytes, DataConfig::default().max_megapixels).map_err(|error| error.to_string())
+pub fn load(image: &Labelled) -> Result<Rgb8Image, String> {
+    decode_rgb(&image.read()?, DataConfig::default().max_megapixels).map_err(|error| error.to_string())
 }
 
 /// The views of an image, each `[3, size, size]`; `number` is that of the image in its list.
@@ -299,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_class_without_a_usable_image_is_named() {
-        let image = |class| Labelled { path: format!("{class}.jpg").into(), class };
+        let image = |class| Labelled { path: format!("{class}.jpg").into(), class, shard: None };
         let images = [image(0), image(1)];
         let classes = ["cat".to_owned(), "dog".to_owned()];
         let bad = [(&images[1], "cut".to_owned())];

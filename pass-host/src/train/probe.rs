@@ -147,7 +147,7 @@ impl Split {
         bad: &mut Vec<(String, String)>,
     ) -> Result<Self, EvaluateError> {
         let shown: Vec<Result<Vec<Planes>, String>> =
-            images.par_iter().map(|image| Ok(show(&load(&image.path)?, size, Views::Center, 0))).collect();
+            images.par_iter().map(|image| Ok(show(&load(image)?, size, Views::Center, 0))).collect();
         let (mut views, mut labels, mut left_out) = (Vec::new(), Vec::new(), Vec::new());
         for (image, shown) in images.iter().zip(shown) {
             match shown {

@@ -12,7 +12,7 @@ use crate::model::encoder::Encoder;
 
 #[derive(Debug, Args)]
 pub(super) struct FolderArgs {
-    /// The data: DIR/train/CLASS/*.jpg to learn from, DIR/val/CLASS/*.jpg to judge with.
+    /// The data: DIR/train/CLASS/*.jpg to learn from, DIR/val/CLASS/*.jpg to judge with; or a shard of such a folder.
     #[arg(long, value_name = "DIR", required_unless_present_all = ["train", "val"], conflicts_with_all = ["train", "val"])]
     data: Option<PathBuf>,
     /// Class folders to learn from, instead of DIR/train.

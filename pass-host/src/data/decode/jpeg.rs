@@ -28,6 +28,8 @@ pub(super) struct Layout<'a> {
     pub(super) orientation: Orientation,
     components: usize,
     progressive: bool,
+    /// Whether the components of a sequential image are coded one after the other.
+    in_several_scans: bool,
 }
 
 impl<'a> Layout<'a> {
@@ -85,6 +87,7 @@ impl<'a> Layout<'a> {
             orientation,
             components: frame.components.len(),
             progressive: frame.progressive,
+            in_several_scans: frame.scans > 1 && !frame.progressive,
         })
     }
 
@@ -97,12 +100,17 @@ impl<'a> Layout<'a> {
     }
 
     pub(super) fn decode(&self, reduction: u32) -> Result<Rgb8Image, DecodeError> {
+        if reduction == 1 && self.in_several_scans {
+            // the fast decoder takes subsampled components of their own scans for interleaved ones
+            return self.decode_reduced(1).ok_or_else(|| malformed("a scan cannot be decoded"));
+        }
         if reduction == 1 {
             return self.decode_full();
         }
         match self.decode_reduced(reduction) {
             Some(image) => Ok(image),
-            None => Ok(shrink(&self.decode_full()?, reduction)),
+            // the verdict is that of the full size
+            None => Ok(shrink(&self.decode(1)?, reduction)),
         }
     }
 
@@ -127,7 +135,7 @@ impl<'a> Layout<'a> {
         Ok(Rgb8Image { width: self.width, height: self.height, data })
     }
 
-    /// `None` when the decoder does not want it: the verdict is then that of the full size.
+    /// `None` when the decoder does not want it.
     pub(super) fn decode_reduced(&self, reduction: u32) -> Option<Rgb8Image> {
         let (width, height) = (self.width.div_ceil(reduction), self.height.div_ceil(reduction));
         let mut decoder = jpeg_decoder::Decoder::new(&*self.bytes);
@@ -203,6 +211,7 @@ struct Frame {
     width: u32,
     height: u32,
     progressive: bool,
+    scans: usize,
     components: Vec<Component>,
 }
 
@@ -228,10 +237,17 @@ impl Frame {
             return Err(malformed("the frame header contradicts its length"));
         }
         let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
-        Ok(Self { width: width.into(), height: height.into(), progressive: marker == 0xC2, components })
+        Ok(Self {
+            width: width.into(),
+            height: height.into(),
+            progressive: marker == 0xC2,
+            scans: 0,
+            components,
+        })
     }
 
     fn add_scan(&mut self, segment: &[u8]) -> Result<(), DecodeError> {
+        self.scans += 1;
         let count = usize::from(segment.first().copied().unwrap_or_default());
         let (Some(ids), Some(&[first, last, bits])) =
             (segment.get(1..1 + 2 * count), segment.get(1 + 2 * count..).and_then(|rest| rest.first_chunk()))

@@ -96,6 +96,23 @@ fn reduced_jpegs_show_the_whole_picture_smaller() {
 }
 
 #[test]
+fn jpegs_whose_components_have_scans_of_their_own_show_the_same_picture() {
+    let expected = decode("made/rgb8.png");
+    let size = (expected.width as u16, expected.height as u16);
+    for sampling in [jpeg_encoder::SamplingFactor::R_4_2_0, jpeg_encoder::SamplingFactor::R_4_2_2] {
+        let mut bytes = Vec::new();
+        let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 95);
+        encoder.set_sampling_factor(sampling);
+        // this encoder then writes one scan a component
+        encoder.set_optimized_huffman_tables(true);
+        encoder.encode(&expected.data, size.0, size.1, jpeg_encoder::ColorType::Rgb).unwrap();
+        assert_eq!(bytes.windows(2).filter(|pair| pair == &[0xFF, 0xDA]).count(), 3);
+        let found = difference(&decode_rgb(&bytes, 1.0).unwrap(), &expected);
+        assert!(found < 4.0, "{found}");
+    }
+}
+
+#[test]
 fn stray_bytes_between_jpeg_segments_are_skipped() {
     let mut bytes = odd("made/baseline-420.jpg");
     let expected = decode_rgb(&bytes, 1.0).unwrap();
