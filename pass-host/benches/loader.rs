@@ -111,12 +111,14 @@ fn loader(bencher: Bencher<'_, '_>, workers: usize) {
             augment: AugmentConfig::default(),
             seed: 0,
             batch,
+            part: Part::WHOLE,
             workers,
             prefetch: 2,
-            first_batch: 0,
+            cursor: 0,
             max_bad: 0.0,
             max_megapixels: MAX_MEGAPIXELS,
             quarantine: None,
+            known_bad: Vec::new(),
         })
         .expect("enough photos");
         (0..batches).map(|_| loader.next().expect("sound photos").images.len()).sum::<usize>()

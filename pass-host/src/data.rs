@@ -6,6 +6,7 @@
 //! | [`decode`] | bytes of an image file -> upright 8-bit RGB, or a reason why not |
 //! | [`augment`] | one image -> crops, as a pure function of (seed, epoch, image, crop) |
 //! | [`quarantine`] | which images are bad and why |
+//! | [`order`] | which image comes when |
 //! | [`loader`] | worker threads and batches |
 
 mod archive;
@@ -15,11 +16,12 @@ mod error;
 pub mod index;
 mod index_cache;
 pub mod loader;
+pub mod order;
 pub mod quarantine;
 mod sources;
 
 pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
 pub use index::ImageIndex;
-pub use loader::{Batch, Loader, LoaderSettings};
+pub use loader::{Batch, Loader, LoaderSettings, Part};
 pub(crate) use sources::is_image_name;

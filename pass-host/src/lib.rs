@@ -11,6 +11,7 @@
 //! | [`ops`] | the training operations, fused, each with its composition twin |
 //! | [`optimizer`] | parameter groups, clipping, AdamW and the momentum teacher |
 //! | [`train`] | the loop |
+//! | [`distributed`] | several processes that train one network |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`evaluate`] | what trained features are worth |
 //! | [`export`], [`features`] | what leaves the run |
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod distributed;
 pub mod error;
 pub mod evaluate;
 pub mod export;

@@ -1,11 +1,14 @@
 //! One optimizer step: forward, centers, backward, clipping, AdamW, momentum teacher (SEMANTICS §5).
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
 use crate::config::TrainConfig;
-use crate::model::parameters::{Parameters, Role};
+use crate::distributed::reducer::{BUCKET_BYTES, handed_over};
+use crate::distributed::{Buckets, Ranks, Reducer};
+use crate::model::parameters::{Parameter, Parameters, Role};
 use crate::model::{Architecture, Network};
 use crate::objective::center::Centers;
 use crate::objective::forward::{Crops, Losses, Monitor, Objective};
@@ -37,12 +40,15 @@ pub struct Trainer {
     pub centers: Centers,
     /// AdamW with its moments.
     pub optimizer: Optimizer,
+    architecture: Architecture,
     objective: Objective,
     center_momentum: f64,
     ops: Ops,
+    ranks: Ranks,
+    buckets: Arc<Buckets>,
 }
 
-/// What a step did.
+/// What a step did, over all ranks.
 pub struct StepReport {
     /// Total loss.
     pub loss: f64,
@@ -56,7 +62,7 @@ pub struct StepReport {
     pub image_stats: Stats,
     /// The same for the patch distributions.
     pub patch_stats: Option<Stats>,
-    /// Teacher outputs of the last micro-batch.
+    /// Teacher outputs of the last micro-batch of this rank.
     pub monitor: Monitor,
 }
 
@@ -94,10 +100,24 @@ impl Trainer {
             teacher: Network::new(architecture, teacher, ops)?,
             centers,
             optimizer,
+            architecture: architecture.clone(),
             objective: Objective::from_config(config),
             center_momentum: config.image.center_momentum,
             ops,
+            ranks: Ranks::single(),
+            buckets: Arc::default(),
         })
+    }
+
+    /// The same trainer as one of several, which all hold the same weights and step together.
+    pub fn among(mut self, ranks: &Ranks) -> Self {
+        let mut gradients: Vec<_> = self.architecture.specification();
+        gradients.retain(|tensor| tensor.trainable);
+        // a backward pass ends where the data came in
+        let gradients = gradients.into_iter().rev().map(|tensor| (tensor.name, tensor.shape.into()));
+        self.buckets = Arc::new(Buckets::new(gradients, BUCKET_BYTES));
+        self.ranks = ranks.clone();
+        self
     }
 
     /// Fresh student weights of a configuration.
@@ -107,7 +127,11 @@ impl Trainer {
 
     /// Losses of one micro-batch, on the graph.
     pub fn losses(&self, crops: &Crops, teacher_temp: f64) -> Result<Losses> {
-        self.objective.losses(&self.student, &self.teacher, &self.centers, crops, teacher_temp, self.ops)
+        self.losses_of(&self.student, crops, teacher_temp)
+    }
+
+    fn losses_of(&self, student: &Network, crops: &Crops, teacher_temp: f64) -> Result<Losses> {
+        self.objective.losses(student, &self.teacher, &self.centers, crops, teacher_temp, self.ops)
     }
 
     /// Gradients of a scalar with respect to every trained tensor.
@@ -123,40 +147,63 @@ impl Trainer {
         Ok(gradients)
     }
 
-    /// One step over the micro-batches of a batch. Anything not finite is found before anything changes.
+    /// The student whose gradients go to `reducer`.
+    fn handing_over(&self, reducer: &Arc<Reducer>) -> Result<Network> {
+        let wrap = |(name, parameter): (&str, &Parameter)| {
+            let tensor = match self.buckets.index(name) {
+                Some(index) => handed_over(&parameter.tensor, reducer, index)?,
+                None => parameter.tensor.clone(),
+            };
+            Ok((name.to_owned(), tensor))
+        };
+        let parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
+        Network::new(&self.architecture, parameters, self.ops)
+    }
+
+    /// One step over the micro-batches of a batch, of all ranks together. Anything not finite is found before anything
+    /// changes, on every rank alike.
     pub fn step(
         &mut self,
         micro_batches: &[Crops],
         schedule: &Schedule,
     ) -> Result<std::result::Result<StepReport, NonFinite>> {
-        let share = 1.0 / micro_batches.len() as f64;
+        let share = 1.0 / (micro_batches.len() * self.ranks.size()) as f64;
         let mut report: Option<StepReport> = None;
         let mut gradients: Option<Gradients> = None;
         let mut teacher_means = Vec::with_capacity(micro_batches.len());
-        for crops in micro_batches {
-            let losses = self.losses(crops, schedule.teacher_temp)?;
-            let part = match read(&losses)? {
-                Ok(part) => part,
-                Err(fault) => return Ok(Err(fault)),
-            };
-            let scaled = if micro_batches.len() == 1 { losses.total } else { (losses.total * share)? };
-            let part_gradients = self.gradients(&scaled)?;
-            gradients = Some(match gradients {
-                None => part_gradients,
-                Some(sum) => add(sum, &part_gradients)?,
+        for (index, crops) in micro_batches.iter().enumerate() {
+            let sends = self.ranks.several() && index + 1 == micro_batches.len();
+            let reducer = sends.then(|| Arc::new(Reducer::new(&self.ranks, &self.buckets, gradients.take())));
+            let sending = reducer.as_ref().map(|reducer| self.handing_over(reducer)).transpose()?;
+            let student = sending.as_ref().unwrap_or(&self.student);
+            let losses = self.losses_of(student, crops, schedule.teacher_temp)?;
+            let part = read(&losses)?;
+            let scaled = if share == 1.0 { losses.total } else { (losses.total * share)? };
+            gradients = Some(match (reducer, gradients.take()) {
+                (Some(reducer), _) => {
+                    scaled.backward()?;
+                    reducer.finish()?
+                }
+                (None, None) => self.gradients(&scaled)?,
+                (None, Some(sum)) => add(sum, &self.gradients(&scaled)?)?,
             });
             teacher_means.push(losses.teacher_mean);
             report = Some(merge(report, part, losses.monitor, losses.image_stats, losses.patch_stats, share));
         }
-        let (Some(mut report), Some(gradients)) = (report, gradients) else {
+        let (Some(report), Some(gradients)) = (report, gradients) else {
             candle_core::bail!("a step without micro-batches");
         };
+        let mut report = over_all(report, &self.ranks)?;
+        if let Some(fault) = not_finite(&report) {
+            return Ok(Err(fault));
+        }
         let norms = self.optimizer.norms(&gradients)?;
         if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
             return Ok(Err(NonFinite { term: format!("gradient of {name}"), value: *norm }));
         }
         report.grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
-        self.centers = self.centers.updated(&Centers::mean(&teacher_means)?, self.center_momentum)?;
+        let teacher_mean = mean_over_all(Centers::mean(&teacher_means)?, &self.ranks)?;
+        self.centers = self.centers.updated(&teacher_mean, self.center_momentum)?;
         let size = StepSize {
             lr: schedule.lr,
             weight_decay: schedule.weight_decay,
@@ -174,17 +221,47 @@ struct Part {
     loss_patch: Option<f64>,
 }
 
-fn read(losses: &Losses) -> Result<std::result::Result<Part, NonFinite>> {
+fn read(losses: &Losses) -> Result<Part> {
     let value = |tensor: &Tensor| Ok::<_, candle_core::Error>(f64::from(tensor.to_scalar::<f32>()?));
-    let loss_image = value(&losses.image)?;
     let loss_patch = losses.patch.as_ref().map(value).transpose()?;
-    let terms = [("class loss", Some(loss_image)), ("patch loss", loss_patch)];
-    for (term, loss) in terms {
-        if let Some(value) = loss.filter(|loss| !loss.is_finite()) {
-            return Ok(Err(NonFinite { term: term.into(), value }));
-        }
-    }
-    Ok(Ok(Part { loss: value(&losses.total)?, loss_image, loss_patch }))
+    Ok(Part { loss: value(&losses.total)?, loss_image: value(&losses.image)?, loss_patch })
+}
+
+/// The loss that is not finite, if there is one.
+fn not_finite(report: &StepReport) -> Option<NonFinite> {
+    let terms = [("class loss", Some(report.loss_image)), ("patch loss", report.loss_patch)];
+    let (term, value) = terms
+        .into_iter()
+        .filter_map(|(term, loss)| Some((term, loss?)))
+        .find(|(_, loss)| !loss.is_finite())?;
+    Some(NonFinite { term: term.into(), value })
+}
+
+/// The figures of this rank's shares added up over all ranks.
+fn over_all(mut report: StepReport, ranks: &Ranks) -> Result<StepReport> {
+    let StepReport { image_stats: image, patch_stats, loss_patch, .. } = report;
+    let patch = patch_stats.unwrap_or_default();
+    let own = [
+        report.loss,
+        report.loss_image,
+        loss_patch.unwrap_or_default(),
+        image.teacher_entropy,
+        image.kl,
+        patch.teacher_entropy,
+        patch.kl,
+    ];
+    let [loss, loss_image, patch_loss, image_entropy, image_kl, patch_entropy, patch_kl] = ranks.sum(own)?;
+    report.loss = loss;
+    report.loss_image = loss_image;
+    report.loss_patch = loss_patch.map(|_| patch_loss);
+    report.image_stats = Stats { teacher_entropy: image_entropy, kl: image_kl };
+    report.patch_stats = patch_stats.map(|_| Stats { teacher_entropy: patch_entropy, kl: patch_kl });
+    Ok(report)
+}
+
+fn mean_over_all(mean: Centers, ranks: &Ranks) -> Result<Centers> {
+    let patch = mean.patch.map(|patch| ranks.mean(patch)).transpose()?;
+    Ok(Centers { class: ranks.mean(mean.class)?, patch })
 }
 
 fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {
