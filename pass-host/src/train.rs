@@ -19,6 +19,8 @@ pub mod schedule;
 pub mod start;
 pub mod state;
 pub mod trainer;
+#[cfg(test)]
+mod tests;
 pub mod vitals;
 
 use std::error::Error;
@@ -249,6 +251,7 @@ impl<'a> Run<'a> {
             for (image, reason) in self.ranks.exchange(&found)?.into_iter().flatten() {
                 self.loader.learn_bad(image, &reason)?;
             }
+            self.ranks.agree(self.loader.check_share_of_bad(batch.start).map_err(TrainError::from))?;
         }
         Ok(batch)
     }

@@ -223,7 +223,9 @@ impl Loader {
                 self.found.push((image, reason));
             }
         }
-        self.check_share_of_bad(parts.batch.start)?;
+        if self.shared.settings.part.ranks == 1 {
+            self.check_share_of_bad(parts.batch.start)?;
+        }
         match parts.error {
             Some((_, error)) => Err(error),
             None => Ok(parts.batch),
@@ -270,7 +272,13 @@ impl Loader {
 
     /// Stops when more images are bad than the limit allows in the whole list, or so many of those seen so far that
     /// chance does not explain it (four standard deviations): a hopeless run ends early, a lucky streak goes on.
-    fn check_share_of_bad(&self, start: u64) -> Result<(), DataError> {
+    ///
+    /// Part of [`Loader::next`]; of several ranks, each calls it once it knows what the others found up to the batch that
+    /// begins at `start`.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyBad`].
+    pub fn check_share_of_bad(&self, start: u64) -> Result<(), DataError> {
         let settings = &self.shared.settings;
         let all = settings.index.len();
         let seen = (start + self.shared.order.batch).min(all as u64) as usize;

@@ -131,7 +131,7 @@ mod tests {
                 stranger.write_all(b"GET / HTTP/1.1\r\n").unwrap();
                 let mut answer = Vec::new();
                 stranger.read_to_end(&mut answer).ok();
-                assert_eq!(answer, []);
+                assert!(answer.is_empty());
             }
             let late = scope.spawn(|| at(1, None));
             for rank in [first, early, late] {
