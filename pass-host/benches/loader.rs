@@ -141,12 +141,14 @@ fn load_all(index: &Arc<ImageIndex>, workers: usize) -> usize {
         augment: AugmentConfig::default(),
         seed: 0,
         batch: BATCH,
+        part: Part::WHOLE,
         workers,
         prefetch: 2,
-        first_batch: 0,
+        cursor: 0,
         max_bad: 0.0,
         max_megapixels: MAX_MEGAPIXELS,
         quarantine: None,
+        known_bad: Vec::new(),
     })
     .expect("enough photos");
     (0..index.len() / BATCH).map(|_| loader.next().expect("sound photos").images.len()).sum()

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use pass_host::config::presets;
 use pass_host::data::index::ImageIndex;
-use pass_host::data::loader::{Loader, LoaderSettings};
+use pass_host::data::loader::{Loader, LoaderSettings, Part};
 use pass_host::train::batch::BatchPlan;
 use pass_host::train::schedule::Schedules;
 use pass_host::train::trainer::Trainer;
@@ -37,14 +37,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         augment: config.augment.clone(),
         seed: config.seed,
         batch: config.optim.batch,
+        part: Part::WHOLE,
         workers: config.data.workers,
         prefetch: config.data.prefetch,
-        first_batch: 0,
+        cursor: 0,
         max_bad: config.data.max_bad,
         max_megapixels: config.data.max_megapixels,
         quarantine: None,
+        known_bad: Vec::new(),
     })?;
-    let schedules = Schedules::new(&config, 1, config.optim.steps as u64);
+    let schedules = Schedules::new(&config, 16, 1);
     for step in 0..config.optim.steps as u64 {
         let crops = plan.micro_batches(&loader.next()?, &Device::Cpu)?;
         match trainer.step(&crops, &schedules.at(step))? {

@@ -278,7 +278,7 @@ section! {
 section! {
     /// `[optim]`
     pub struct OptimConfig {
-        /// Images a step, over all ranks and accumulated micro-batches.
+        /// Images a step of each rank (`mpirun -np 4` has four), over accumulated micro-batches.
         pub batch: usize,
         /// Micro-batches a step; each holds `batch / accumulate` images.
         pub accumulate: usize,
@@ -286,7 +286,7 @@ section! {
         pub epochs: usize,
         /// Optimizer steps; 0 = `epochs` says. Schedules stretch over this length.
         pub steps: usize,
-        /// Peak learning rate for a batch of 256; the real peak is `lr_per_256 * batch / 256`.
+        /// Peak learning rate for 256 images a step; the real peak is `lr_per_256 * batch * ranks / 256`.
         pub lr_per_256: f64,
         /// Last learning rate.
         pub min_lr: f64,

@@ -7,6 +7,7 @@
 //! | [`decode`] | bytes of an image file -> upright 8-bit RGB, or a reason why not |
 //! | [`augment`] | one image -> crops, as a pure function of (seed, epoch, image, crop) |
 //! | [`quarantine`] | which images are bad and why |
+//! | [`order`] | which image comes when |
 //! | [`loader`] | worker threads and batches |
 
 mod archive;
@@ -16,6 +17,7 @@ mod error;
 pub mod index;
 mod index_cache;
 pub mod loader;
+pub mod order;
 pub mod quarantine;
 pub mod shard;
 mod sources;
@@ -23,5 +25,5 @@ mod sources;
 pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
 pub use index::ImageIndex;
-pub use loader::{Batch, Loader, LoaderSettings};
+pub use loader::{Batch, Loader, LoaderSettings, Part};
 pub(crate) use sources::is_image_name;

@@ -15,8 +15,19 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this number.
-    Cuda(usize),
+    /// The CUDA device of this number; without a number that of this process, the first of a process on its own.
+    Cuda(Option<usize>),
+}
+
+impl DeviceChoice {
+    /// The choice of one of several processes on a machine: each takes a device of its own, unless a number was given.
+    pub fn of_rank(self, local_rank: usize) -> Self {
+        match self {
+            Self::Auto if local_rank > 0 && open_cuda(local_rank).is_ok() => Self::Cuda(Some(local_rank)),
+            Self::Cuda(None) => Self::Cuda(Some(local_rank)),
+            other => other,
+        }
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -26,11 +37,11 @@ impl FromStr for DeviceChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
+            "cuda" => Ok(Self::Cuda(None)),
             _ => text
                 .strip_prefix("cuda:")
                 .and_then(|n| n.parse().ok())
-                .map(Self::Cuda)
+                .map(|n| Self::Cuda(Some(n)))
                 .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
         }
     }
@@ -41,7 +52,8 @@ impl fmt::Display for DeviceChoice {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(n) => write!(f, "cuda:{n}"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(n)) => write!(f, "cuda:{n}"),
         }
     }
 }
@@ -130,7 +142,7 @@ pub const CUDA_COMPILED: bool = cfg!(feature = "cuda");
 pub fn choose(device: DeviceChoice, precision: Precision) -> Result<Compute, DeviceError> {
     let device = match device {
         DeviceChoice::Cpu => Device::Cpu,
-        DeviceChoice::Cuda(index) => open_cuda(index)?,
+        DeviceChoice::Cuda(index) => open_cuda(index.unwrap_or(0))?,
         DeviceChoice::Auto => open_cuda(0).unwrap_or(Device::Cpu),
     };
     let dtype = match precision {
@@ -173,8 +185,8 @@ mod tests {
         let cases = [
             ("auto", Some(DeviceChoice::Auto)),
             ("cpu", Some(DeviceChoice::Cpu)),
-            ("cuda", Some(DeviceChoice::Cuda(0))),
-            ("cuda:3", Some(DeviceChoice::Cuda(3))),
+            ("cuda", Some(DeviceChoice::Cuda(None))),
+            ("cuda:3", Some(DeviceChoice::Cuda(Some(3)))),
             ("cuda:", None),
             ("cuda:-1", None),
             ("gpu", None),
@@ -182,6 +194,15 @@ mod tests {
         for (text, expected) in cases {
             assert_eq!(text.parse().ok(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn every_rank_has_a_device_of_its_own_unless_one_is_named() {
+        assert_eq!(DeviceChoice::Cuda(None).of_rank(2), DeviceChoice::Cuda(Some(2)));
+        for choice in [DeviceChoice::Cpu, DeviceChoice::Cuda(Some(1))] {
+            assert_eq!(choice.of_rank(2), choice);
+        }
+        assert_eq!(DeviceChoice::Auto.of_rank(0), DeviceChoice::Auto);
     }
 
     #[test]
@@ -195,7 +216,7 @@ mod tests {
     fn auto_always_finds_a_device() {
         assert!(choose(DeviceChoice::Auto, Precision::F32).is_ok());
         if !CUDA_COMPILED {
-            assert!(matches!(choose(DeviceChoice::Cuda(0), Precision::F32), Err(DeviceError::NotCompiled)));
+            assert!(matches!(choose(DeviceChoice::Cuda(None), Precision::F32), Err(DeviceError::NotCompiled)));
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::bench::BenchError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::device::DeviceError;
+use crate::distributed::DistributedError;
 use crate::evaluate::EvaluateError;
 use crate::evaluate::segment::SegmentError;
 use crate::evaluate::vos::VosError;
@@ -35,6 +36,9 @@ pub enum Error {
     /// The wished device is not usable.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The processes that were started together.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
     /// A checkpoint or weights file.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -94,6 +98,7 @@ impl Error {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Config(error) => error.hint(),
             Self::Device(error) => error.hint(),
+            Self::Distributed(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Metrics(_) => Some("check the free space and the permissions of the run folder".into()),
             Self::Train(error) => error.hint(),

@@ -11,6 +11,7 @@
 //! | [`ops`] | the training operations, fused, each with its composition twin |
 //! | [`optimizer`] | parameter groups, clipping, AdamW and the momentum teacher |
 //! | [`train`] | the loop |
+//! | [`distributed`] | several processes that train one network |
 //! | [`checkpoint`], [`metrics`] | what a run leaves on disk |
 //! | [`evaluate`] | what trained features are worth |
 //! | [`pack`] | all images of a data set in one file |
@@ -29,6 +30,7 @@ pub mod config;
 pub mod cost;
 pub mod data;
 pub mod device;
+pub mod distributed;
 pub mod error;
 pub mod evaluate;
 pub mod export;

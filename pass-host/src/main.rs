@@ -5,13 +5,14 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use pass_host::cli::{self, Cli};
+use pass_host::distributed::launch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    set_thread_counts(cli.threads());
+    set_thread_counts(cli.threads().or_else(launch::fair_threads));
     match cli::run(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {

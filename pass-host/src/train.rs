@@ -19,6 +19,8 @@ pub mod schedule;
 pub mod start;
 pub mod state;
 pub mod trainer;
+#[cfg(test)]
+mod tests;
 pub mod vitals;
 
 use std::error::Error;
@@ -35,7 +37,9 @@ use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::run::{Ending, Outcome, RunSettings};
 use crate::config::{OnCollapse, TrainConfig};
 use crate::data::index::ImageIndex;
-use crate::data::loader::{Batch, Loader, LoaderSettings};
+use crate::data::loader::{Batch, Loader, LoaderSettings, Part};
+use crate::data::order::Order;
+use crate::distributed::Ranks;
 use crate::metrics::{Metrics, MetricsLog, Progress};
 use crate::model::Architecture;
 use crate::ops::Ops;
@@ -56,16 +60,17 @@ pub const QUARANTINE: &str = "quarantine.tsv";
 /// Steps that were not applied because something was not finite.
 pub const NON_FINITE: &str = "non-finite.tsv";
 
-/// Trains until all steps are done, the person interrupts, or the guard stops.
+/// Trains until all steps are done, the person interrupts, or the guard stops. Of several ranks every one calls it.
 pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let started = Instant::now();
-    let config = &settings.config;
+    let (config, ranks) = (&settings.config, &settings.ranks);
     let cache = (!settings.dry_run).then(|| settings.out.join("index.bin"));
-    let new = !settings.out.exists();
-    let index = Arc::new(ImageIndex::build(&config.data, cache.as_deref())?);
-    let checked = config.check_images(index.len()).map_err(TrainError::from);
-    let probe = match checked.and_then(|()| Ok(Probe::open(config)?)) {
-        Ok(probe) => probe,
+    let new = ranks.is_first() && !settings.out.exists();
+    let index = ranks.decide(|| ImageIndex::build(&config.data, cache.as_deref()).map_err(TrainError::from))?;
+    let index = Arc::new(index);
+    let checked = config.check_images(index.len(), ranks.size()).map_err(TrainError::from);
+    let probe = match ranks.first(|| checked.and_then(|()| Ok(Probe::open(config)?))) {
+        Ok(probe) => probe.flatten(),
         Err(error) => {
             if new {
                 // the cached index is all there is; a run that cannot start leaves nothing behind
@@ -74,39 +79,43 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
             return Err(error);
         }
     };
-    let progress_plan = plan(settings, &index);
     if settings.dry_run {
-        return Ok(progress_plan);
+        return Ok(plan(settings, &index));
     }
-    let _lock = checkpoint::lock_run(&settings.out)?;
-    let start = match Start::checkpoint(settings)? {
-        Some(checkpoint) => Start::resumed(settings, &index, &checkpoint)?,
-        None => Start::fresh(settings)?,
-    };
-    if start.checkpoint.is_none() {
-        checkpoint::write_atomically(&settings.out.join(CONFIG), settings.config_toml().as_bytes())?;
-    }
-    let checkpoints = settings.out.join(CHECKPOINTS);
-    checkpoint::prepare(&checkpoints)?;
-    let mut run = Run::new(settings, index, start, checkpoints, probe)?;
+    let mut lock = None;
+    let start = Start::on_all_ranks(settings, || {
+        lock = Some(checkpoint::lock_run(&settings.out)?);
+        let start = match Start::checkpoint(settings)? {
+            Some(checkpoint) => Start::resumed(settings, &index, &checkpoint)?,
+            None => Start::fresh(settings)?,
+        };
+        if start.place.checkpoint.is_none() {
+            checkpoint::write_atomically(&settings.out.join(CONFIG), settings.config_toml().as_bytes())?;
+        }
+        checkpoint::prepare(&settings.out.join(CHECKPOINTS))?;
+        Ok(start)
+    })?;
+    let mut run = Run::new(settings, index, start, probe)?;
     let result = run.train();
     if result.is_ok() && config.log.report_every_steps > 0 {
         run.report();
     }
     run.progress.finish();
     let (ending, message) = result?;
+    ranks.barrier()?;
     let last = run.last.unwrap_or_default();
     let logged = |value: f64| run.last.is_some().then_some(value).filter(|value| value.is_finite());
     Ok(Outcome {
         ending,
         checkpoint: run.newest,
         step: run.step,
+        total_steps: run.total,
         loss: logged(last.loss),
         loss_image: logged(last.loss_image),
         loss_patch: logged(last.loss_patch),
         seconds: started.elapsed().as_secs_f64(),
         message,
-        ..progress_plan
+        ..plan(settings, &run.index)
     })
 }
 
@@ -117,7 +126,7 @@ fn plan(settings: &RunSettings, index: &ImageIndex) -> Outcome {
         run: settings.out.clone(),
         checkpoint: None,
         step: 0,
-        total_steps: settings.config.total_steps(index.len()) as u64,
+        total_steps: settings.config.total_steps(index.len(), settings.ranks.size()) as u64,
         images: index.len(),
         loss: None,
         loss_image: None,
@@ -137,21 +146,25 @@ struct Window {
 struct Run<'a> {
     settings: &'a RunSettings,
     config: &'a TrainConfig,
+    ranks: &'a Ranks,
     index: Arc<ImageIndex>,
+    order: Order,
     checkpoints: PathBuf,
     schedules: Schedules,
     batch_plan: BatchPlan,
     trainer: Trainer,
     loader: Loader,
-    log: MetricsLog,
+    /// Of the first rank.
+    log: Option<MetricsLog>,
     progress: Progress,
     guard: CollapseGuard,
     probe: Option<Probe>,
     window: Window,
     /// Steps done or skipped.
     step: u64,
+    /// Images of the endless sequence that are used.
+    cursor: u64,
     total: u64,
-    per_epoch: u64,
     /// Non-finite steps in a row.
     skipped: usize,
     rollbacks: usize,
@@ -165,20 +178,26 @@ impl<'a> Run<'a> {
         settings: &'a RunSettings,
         index: Arc<ImageIndex>,
         start: Start,
-        checkpoints: PathBuf,
         probe: Option<Probe>,
     ) -> Result<Self, TrainError> {
-        let config = &settings.config;
-        let per_epoch = config.steps_per_epoch(index.len()) as u64;
-        let total = config.total_steps(index.len()) as u64;
-        let step = start.step;
-        let trainer = start.trainer;
-        let resumed = start.checkpoint.is_some().then_some(step);
-        let log = MetricsLog::open(&settings.out, resumed, config.log.tensorboard)?;
-        let progress = Progress::new(total, step, config.head.class_prototypes, config.head.patch_prototypes);
+        let (config, ranks) = (&settings.config, &settings.ranks);
+        let order = config.order(index.len(), ranks.size());
+        let Start { trainer, place, remarks } = start;
+        let total = match config.optim.steps {
+            0 => place.step + order.steps_left(place.cursor, config.optim.epochs as u64),
+            steps => steps as u64,
+        };
+        let log = || {
+            let resumed = place.checkpoint.is_some().then_some(place.step);
+            MetricsLog::open(&settings.out, resumed, config.log.tensorboard)
+        };
+        let log = ranks.is_first().then(log).transpose()?;
+        let head = &config.head;
+        let progress = Progress::new(total, place.step, head.class_prototypes, head.patch_prototypes);
+        let progress = if ranks.is_first() { progress } else { progress.silent() };
         let bad = probe.iter().flat_map(Probe::bad);
         let left_out = bad.map(|(name, reason)| format!("warning: the probe leaves out `{name}`: {reason}"));
-        for line in start.remarks.iter().cloned().chain(left_out) {
+        for line in remarks.into_iter().chain(left_out) {
             progress.say(&line);
         }
         let batch_plan = BatchPlan {
@@ -191,40 +210,66 @@ impl<'a> Run<'a> {
         Ok(Self {
             settings,
             config,
-            loader: loader(settings, &index, step)?,
+            ranks,
+            loader: loader(settings, &index, place.cursor)?,
+            schedules: Schedules::new(config, index.len(), ranks.size()),
             index,
-            checkpoints,
-            schedules: Schedules::new(config, per_epoch, total),
+            order,
+            checkpoints: settings.out.join(CHECKPOINTS),
             batch_plan,
             trainer,
             log,
             progress,
-            guard: start.guard.unwrap_or_else(|| CollapseGuard::new(config.guard.collapse_steps)),
+            guard: place.guard.unwrap_or_else(|| CollapseGuard::new(config.guard.collapse_steps)),
             probe,
             window: Window { since: Instant::now(), images: 0, waited: 0.0 },
-            step,
+            step: place.step,
+            cursor: place.cursor,
             total,
-            per_epoch,
-            skipped: start.skipped,
+            skipped: place.skipped,
             rollbacks: 0,
-            newest: start.checkpoint,
+            newest: place.checkpoint,
             last: None,
             warned: false,
         })
     }
 
+    /// Where the schedules stand: a run of so many steps counts them, a run of so many epochs the images.
+    fn schedule_step(&self) -> u64 {
+        if self.config.optim.steps > 0 { self.step } else { self.order.steps(self.cursor) }
+    }
+
+    /// Passes over the images done, with fraction.
+    fn epoch(&self) -> f64 {
+        self.order.steps(self.cursor) as f64 / self.order.steps_per_epoch() as f64
+    }
+
+    /// The next batch of this rank. Every rank learns which images the others found bad.
+    fn next_batch(&mut self) -> Result<Batch, TrainError> {
+        let batch = self.loader.next()?;
+        let found = self.loader.take_found();
+        if self.ranks.any(!found.is_empty())? {
+            for (image, reason) in self.ranks.exchange(&found)?.into_iter().flatten() {
+                self.loader.learn_bad(image, &reason)?;
+            }
+            self.ranks.agree(self.loader.check_share_of_bad(batch.start).map_err(TrainError::from))?;
+        }
+        Ok(batch)
+    }
+
     fn train(&mut self) -> Result<(Ending, Option<String>), TrainError> {
         while self.step < self.total {
-            if self.settings.interrupted.load(Ordering::Relaxed) > 0 {
+            if self.ranks.any(self.settings.interrupted.load(Ordering::Relaxed) > 0)? {
                 self.save()?;
                 return Ok((Ending::Interrupted, None));
             }
-            let batch = self.loader.next()?;
+            let batch = self.next_batch()?;
             let crops = self.batch_plan.micro_batches(&batch, &self.settings.compute.device)?;
-            let schedule = self.schedules.at(self.step);
+            let schedule = self.schedules.at(self.schedule_step());
             let outcome = self.trainer.step(&crops, &schedule)?;
             self.step += 1;
-            self.window.images += batch.images.len() as u64;
+            self.cursor = batch.start + self.order.batch;
+            self.window.images += self.order.batch;
             self.progress.step(self.step);
             match outcome {
                 Ok(report) => {
@@ -240,7 +285,7 @@ impl<'a> Run<'a> {
                     }
                 }
             }
-            let interval = self.config.checkpoint_interval(self.index.len()) as u64;
+            let interval = self.config.checkpoint_interval(self.index.len(), self.ranks.size()) as u64;
             if self.step.is_multiple_of(interval) && self.step < self.total {
                 self.save()?;
             }
@@ -258,24 +303,29 @@ impl<'a> Run<'a> {
     /// Logs if it is time to; tells why to stop if the features have collapsed.
     fn after_step(&mut self, report: &StepReport, schedule: &Schedule) -> Result<Option<String>, TrainError> {
         let every = self.config.log.every_steps.max(1) as u64;
-        let probe = self.probe.as_ref().filter(|probe| probe.is_due(self.step));
-        if probe.is_none() && self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
+        let probes = self.config.probe.every_steps as u64;
+        let probed = probes > 0 && self.step.is_multiple_of(probes);
+        if !probed && self.step != 1 && !self.step.is_multiple_of(every) && self.step != self.total {
             return Ok(None);
         }
-        let ops = Ops::from(self.config.ops);
-        let feature_std = vitals::feature_std(&report.monitor.features, ops)?;
+        let moments = vitals::feature_moments(&report.monitor.features, Ops::from(self.config.ops))?;
+        let feature_std = vitals::feature_std(&self.ranks.mean(moments)?)?;
         let agreement = vitals::positives_agreement(&report.monitor, &self.trainer.centers)?;
+        let agreement = agreement.map(|pairs| self.ranks.sum(pairs)).transpose()?;
         let absent = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
         let waited = self.loader.data_wait().total;
+        // the others wait for the rank that waits longest
+        let waits = self.ranks.gather((waited - self.window.waited) / seconds)?;
+        let data_wait = waits.into_iter().fold(0.0, f64::max).min(1.0);
         // behind the clock: a probe is no training time
-        let score = match probe {
+        let score = match self.probe.as_ref().filter(|_| probed) {
             Some(probe) => probe.run(&self.trainer.teacher, &self.settings.compute.device)?,
             None => ProbeScore::default(),
         };
         let metrics = Metrics {
             step: self.step,
-            epoch: self.step as f64 / self.per_epoch as f64,
+            epoch: self.epoch(),
             loss: report.loss,
             loss_image: report.loss_image,
             loss_patch: absent(report.loss_patch),
@@ -289,14 +339,16 @@ impl<'a> Run<'a> {
             kl_image: report.image_stats.kl,
             kl_patch: absent(report.patch_stats.map(|stats| stats.kl)),
             feature_std,
-            positives_agreement: absent(agreement),
+            positives_agreement: absent(agreement.map(|[same, all]| same / all.max(1.0))),
             images_per_s: self.window.images as f64 / seconds,
-            data_wait: ((waited - self.window.waited) / seconds).clamp(0.0, 1.0),
+            data_wait,
             knn_top1: score.knn_top1,
             retrieval_miou: score.retrieval_miou,
         };
         self.window = Window { since: Instant::now(), images: 0, waited };
-        self.log.write(&metrics)?;
+        if let Some(log) = &mut self.log {
+            log.write(&metrics)?;
+        }
         self.progress.log(&metrics);
         self.last = Some(metrics);
         Ok(self.collapse(&metrics))
@@ -344,10 +396,13 @@ impl<'a> Run<'a> {
         schedule: &Schedule,
         batch: &Batch,
     ) -> Result<Option<String>, TrainError> {
-        let images: Vec<String> = batch.images.iter().map(|&image| self.index.name(image as usize)).collect();
+        let images = self.ranks.exchange(&batch.images)?.into_iter().flatten();
+        let images: Vec<String> = images.map(|image| self.index.name(image as usize)).collect();
         let lr = schedule.lr;
         let line = format!("{}\t{}\t{}\t{lr}\t{}\n", self.step, fault.term, fault.value, images.join("\t"));
-        append(&self.settings.out.join(NON_FINITE), &line)?;
+        if self.ranks.is_first() {
+            append(&self.settings.out.join(NON_FINITE), &line)?;
+        }
         self.skipped += 1;
         let what = format!("step {}: {} is {} (learning rate {lr:.3e})", self.step, fault.term, fault.value);
         if self.skipped <= self.config.guard.max_skipped {
@@ -356,10 +411,10 @@ impl<'a> Run<'a> {
         }
         self.rollbacks += 1;
         let reopened = match self.rollbacks <= self.config.guard.max_rollbacks {
-            true => checkpoint::open_latest(&self.checkpoints)?,
+            true => self.reopen()?,
             false => None,
         };
-        let Some(checkpoint) = reopened else {
+        let Some(start) = reopened else {
             let first: Vec<&str> = images.iter().take(4).map(String::as_str).collect();
             return Ok(Some(format!(
                 "{what}, {} times in a row; nothing was applied. The images of each such batch are in {} ({}, …). \
@@ -372,26 +427,41 @@ impl<'a> Run<'a> {
         self.progress.say(&format!(
             "warning: {what}, {} times in a row; going back to step {}",
             self.skipped,
-            checkpoint.step()
+            start.place.step
         ));
-        self.roll_back(&checkpoint)?;
+        self.roll_back(start)?;
         Ok(None)
     }
 
-    fn roll_back(&mut self, checkpoint: &Checkpoint) -> Result<(), TrainError> {
-        let state: RunState = checkpoint.state()?;
-        self.trainer = Trainer::from_checkpoint(self.config, checkpoint, &self.settings.compute.device)?;
-        self.step = state.step;
-        self.guard = state.guard;
+    /// The last checkpoint, if there is one.
+    fn reopen(&self) -> Result<Option<Start>, TrainError> {
+        let open = || Ok::<_, TrainError>(checkpoint::open_latest(&self.checkpoints)?.map(|found| found.path().to_owned()));
+        let Some(path) = self.ranks.decide(open)? else { return Ok(None) };
+        let resume = || Start::resumed(self.settings, &self.index, &Checkpoint::open(&path)?);
+        Start::on_all_ranks(self.settings, resume).map(Some)
+    }
+
+    fn roll_back(&mut self, start: Start) -> Result<(), TrainError> {
+        let Start { trainer, place, .. } = start;
+        self.trainer = trainer;
+        (self.step, self.cursor) = (place.step, place.cursor);
+        if let Some(guard) = place.guard {
+            self.guard = guard;
+        }
         self.skipped = 0;
-        self.log.rewind(state.step)?;
-        self.loader = loader(self.settings, &self.index, state.step)?;
+        if let Some(log) = &mut self.log {
+            log.rewind(place.step)?;
+        }
+        self.loader = loader(self.settings, &self.index, place.cursor)?;
         self.window = Window { since: Instant::now(), images: 0, waited: 0.0 };
         Ok(())
     }
 
     /// Renews the page of the run. Its failure is none of the run; its time does not count as training.
     fn report(&mut self) {
+        if !self.ranks.is_first() {
+            return;
+        }
         let started = Instant::now();
         let settings = ReportSettings {
             run: self.settings.out.clone(),
@@ -408,12 +478,17 @@ impl<'a> Run<'a> {
         self.window.since += started.elapsed();
     }
 
+    /// Writes a checkpoint, on the first rank, once all ranks agree on what it would hold.
     fn save(&mut self) -> Result<(), TrainError> {
-        self.log.sync()?;
+        self.check_ranks()?;
+        self.newest = Some(self.checkpoints.join(checkpoint::folder_name(self.step)));
+        let Some(log) = &mut self.log else { return Ok(()) };
+        log.sync()?;
         let state = RunState {
             step: self.step,
-            epoch: self.step as f64 / self.per_epoch as f64,
-            cursor: self.step * self.config.optim.batch as u64,
+            epoch: self.epoch(),
+            cursor: self.cursor,
+            batch: self.order.batch,
             config: self.config.clone(),
             config_hash: self.config.config_hash(),
             data_hash: start::data_hash(&self.index),
@@ -424,27 +499,56 @@ impl<'a> Run<'a> {
         let parts: Vec<(&str, &[_])> =
             PARTS.iter().zip(&tensors).map(|(name, part)| (*name, part.as_slice())).collect();
         let keep = &self.config.checkpoint;
-        let folder =
-            checkpoint::save(&self.checkpoints, self.step, &parts, &state, keep.keep, keep.keep_every)?;
-        self.newest = Some(folder);
+        checkpoint::save(&self.checkpoints, self.step, &parts, &state, keep.keep, keep.keep_every)?;
         Ok(())
+    }
+
+    /// Ranks that hold other weights than the first would go on with nonsense.
+    fn check_ranks(&self) -> Result<(), TrainError> {
+        if !self.ranks.several() {
+            return Ok(());
+        }
+        let checksums = self.ranks.exchange(&self.trainer.checksum()?)?;
+        let ranks: Vec<usize> = (0..checksums.len()).filter(|&rank| checksums[rank] != checksums[0]).collect();
+        match ranks.is_empty() {
+            true => Ok(()),
+            false => Err(TrainError::RanksDiffer { step: self.step, ranks }),
+        }
     }
 }
 
-fn loader(settings: &RunSettings, index: &Arc<ImageIndex>, step: u64) -> Result<Loader, TrainError> {
-    let config = &settings.config;
-    Ok(Loader::start(LoaderSettings {
-        index: Arc::clone(index),
-        augment: config.augment.clone(),
-        seed: config.seed,
-        batch: config.optim.batch,
-        workers: config.data.workers,
-        prefetch: config.data.prefetch,
-        first_batch: step,
-        max_bad: config.data.max_bad,
-        max_megapixels: config.data.max_megapixels,
-        quarantine: Some(settings.out.join(QUARANTINE)),
-    })?)
+/// The loader of this rank from `cursor` on; all ranks begin with the bad images that the first knows of.
+fn loader(settings: &RunSettings, index: &Arc<ImageIndex>, cursor: u64) -> Result<Loader, TrainError> {
+    let (config, ranks) = (&settings.config, &settings.ranks);
+    let start = |known_bad| {
+        Loader::start(LoaderSettings {
+            index: Arc::clone(index),
+            augment: config.augment.clone(),
+            seed: config.seed,
+            batch: config.optim.batch,
+            part: Part { rank: ranks.rank(), ranks: ranks.size() },
+            workers: match config.data.workers {
+                // the other ranks of this machine have loaders as well
+                0 if ranks.several() => settings.threads,
+                workers => workers,
+            },
+            prefetch: config.data.prefetch,
+            cursor,
+            max_bad: config.data.max_bad,
+            max_megapixels: config.data.max_megapixels,
+            quarantine: ranks.is_first().then(|| settings.out.join(QUARANTINE)),
+            known_bad,
+        })
+    };
+    let first = ranks.first(|| start(Vec::new()).map_err(TrainError::from))?;
+    let known = first.as_ref().map(|loader| {
+        loader.quarantine().images().map(|(image, reason)| (image, reason.to_owned())).collect::<Vec<_>>()
+    });
+    let known = ranks.share(known)?;
+    match first {
+        Some(loader) => Ok(loader),
+        None => Ok(start(known)?),
+    }
 }
 
 fn append(path: &Path, line: &str) -> Result<(), TrainError> {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::{output, thread_count};
 use crate::device::{CUDA_COMPILED, open_cuda};
+use crate::distributed::ENGINES;
 use crate::error::Error;
 
 /// Show version, processor, memory, devices and speed; check that results can be written.
@@ -46,6 +47,8 @@ struct Report {
     cuda_devices: usize,
     /// Why there is no CUDA device.
     cuda_problem: Option<String>,
+    /// Engines for several processes that are built in.
+    engines: Vec<&'static str>,
     out: PathBuf,
     /// Why `out` cannot be written; `None` = it can.
     out_problem: Option<String>,
@@ -67,6 +70,7 @@ pub(super) fn run(args: DoctorArgs) -> Result<u8, Error> {
         cuda_compiled: CUDA_COMPILED,
         cuda_devices,
         cuda_problem,
+        engines: ENGINES.iter().filter(|(_, built_in)| *built_in).map(|(name, _)| *name).collect(),
         out: args.out,
         out_problem,
         gflops_f32: gflops(),
@@ -92,10 +96,14 @@ fn text(r: &Report) -> String {
         None => format!("{} is writable", r.out.display()),
         Some(problem) => format!("{} is NOT writable: {problem}", r.out.display()),
     };
+    let engines = match r.engines.is_empty() {
+        true => "one process (several: cargo build --release -p pass-host --features mpi)".into(),
+        false => r.engines.join(" "),
+    };
     let features = if r.cpu_features.is_empty() { "none detected".into() } else { r.cpu_features.join(" ") };
     format!(
         "pass-host  {}\ntarget     {}\nfeatures   {features}\ncores      {}, {} compute threads\n\
-         memory     {} total, {} available\ncuda       {cuda}\nout        {out}\nspeed      {:.0} GFLOP/s (f32 product)\n",
+         memory     {} total, {} available\ncuda       {cuda}\nranks      {engines}\nout        {out}\nspeed      {:.0} GFLOP/s (f32 product)\n",
         r.version,
         r.target,
         r.cores,

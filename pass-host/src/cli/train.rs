@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::{ComputeArgs, output, run_folder};
 use crate::config::run::{Ending, Outcome, Resume, RunSettings};
-use crate::config::{ConfigError, Layers, Resolved, presets};
+use crate::config::{ConfigError, Layers, Resolved, TrainConfig, presets};
 use crate::device;
+use crate::distributed::{DistributedError, Ranks};
 use crate::error::Error;
+use crate::train::TrainError;
 
 /// Train on unlabelled images; resume a run.
 ///
@@ -76,7 +79,7 @@ pub(super) struct TrainArgs {
     /// Optimizer steps, instead of epochs; the schedules stretch over them.
     #[arg(long, value_name = "N", value_parser = count, help_heading = TRAINING)]
     steps: Option<i64>,
-    /// Images a step; the learning rate follows it linearly.
+    /// Images a step of each rank; the learning rate follows the total linearly.
     #[arg(long, value_name = "N", value_parser = count, help_heading = TRAINING)]
     batch: Option<i64>,
     /// Split each batch into N parts that are computed one after the other, to save memory.
@@ -113,6 +116,7 @@ Examples:
   pass-host train --out runs/mine --resume auto       go on after a stop or a crash
   pass-host train PHOTOS --config mine.toml --set patch.weight=0.2 --dry-run
   pass-host train PHOTOS --eval-every 500 --eval-data FLOWERS
+  mpirun -np 4 pass-host train PHOTOS --batch 16      four ranks, 64 images a step (built with --features mpi)
 
 Ctrl-C writes a checkpoint and ends with exit code 0; a second Ctrl-C stops at once.
 Curves: tensorboard --logdir runs";
@@ -125,22 +129,91 @@ fn count(text: &str) -> Result<i64, String> {
 }
 
 pub(super) fn run(args: TrainArgs) -> Result<u8, Error> {
-    let settings = settings(&args)?;
-    catch_interrupts(&settings.interrupted);
-    output::note(&format!(
-        "preset {}, {}, {} threads, run folder {}",
-        settings.preset,
-        settings.compute,
-        settings.threads,
-        settings.out.display()
-    ));
+    let ranks = Ranks::join(args.compute.device)?;
+    match train(&args, &ranks) {
+        // it speaks for all
+        Err(
+            Error::Distributed(DistributedError::OtherRank { .. })
+            | Error::Train(TrainError::Distributed(DistributedError::OtherRank { .. })),
+        ) => Ok(0),
+        Err(error) if ranks.several() && !ranks.fail_together() => {
+            output::note(&format!("rank {} of {} ends the job:", ranks.rank(), ranks.size()));
+            output::print_error(&error);
+            ranks.abort(error.exit_code())
+        }
+        result => result,
+    }
+}
+
+/// One of the ranks; the first speaks.
+fn train(args: &TrainArgs, ranks: &Ranks) -> Result<u8, Error> {
+    let settings = settings(args, ranks)?;
+    catch_interrupts(&settings.interrupted, ranks.is_first());
+    if ranks.is_first() {
+        output::note(&format!(
+            "preset {}, {}, {} threads, run folder {}",
+            settings.preset,
+            settings.compute,
+            settings.threads,
+            settings.out.display()
+        ));
+        if ranks.several() {
+            let optim = &settings.config.optim;
+            let (batch, total) = (optim.batch, optim.total_batch(ranks.size()));
+            output::note(&format!("{ranks}, batch {} x {batch} = {total} images a step", ranks.size()));
+        }
+    }
     let outcome = crate::train::run(&settings)?;
-    report(&outcome, args.json)?;
+    if ranks.is_first() {
+        report(&outcome, args.json)?;
+    }
     Ok(outcome.exit_code())
 }
 
+/// What the first rank makes of flags, files and run folders; the others have the same.
+#[derive(Serialize, Deserialize)]
+struct Decision {
+    #[serde(with = "as_toml")]
+    config: TrainConfig,
+    preset: String,
+    out: PathBuf,
+    resume: Resume,
+}
+
+/// A configuration as the text that run folders hold.
+mod as_toml {
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use crate::config::{TrainConfig, presets};
+
+    pub(super) fn serialize<S: Serializer>(config: &TrainConfig, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&config.to_toml(presets::DEFAULT))
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(from: D) -> Result<TrainConfig, D::Error> {
+        TrainConfig::from_toml(&String::deserialize(from)?).map_err(de::Error::custom)
+    }
+}
+
 /// Resolves every flag; nothing is written.
-fn settings(args: &TrainArgs) -> Result<RunSettings, Error> {
+fn settings(args: &TrainArgs, ranks: &Ranks) -> Result<RunSettings, Error> {
+    let Decision { config, preset, out, resume } = ranks.decide(|| decide(args))?;
+    Ok(RunSettings {
+        config,
+        preset,
+        out,
+        resume,
+        init: args.init.clone(),
+        compute: device::choose(args.compute.device.of_rank(ranks.local_rank()), args.compute.precision)?,
+        ranks: ranks.clone(),
+        threads: rayon::current_num_threads(),
+        dry_run: args.dry_run,
+        json: args.json,
+        interrupted: Arc::default(),
+    })
+}
+
+fn decide(args: &TrainArgs) -> Result<Decision, Error> {
     let resume = match args.resume.as_str() {
         "none" => Resume::None,
         "auto" => Resume::Auto,
@@ -177,18 +250,7 @@ fn settings(args: &TrainArgs) -> Result<RunSettings, Error> {
             "`--resume auto` continues it; another `--out` starts a new one",
         ));
     }
-    Ok(RunSettings {
-        config,
-        preset,
-        out,
-        resume,
-        init: args.init.clone(),
-        compute: device::choose(args.compute.device, args.compute.precision)?,
-        threads: rayon::current_num_threads(),
-        dry_run: args.dry_run,
-        json: args.json,
-        interrupted: Arc::default(),
-    })
+    Ok(Decision { config, preset, out, resume })
 }
 
 /// The configuration layers the flags name.
@@ -273,13 +335,15 @@ fn absolute(image: &str) -> String {
 }
 
 /// The first Ctrl-C asks the run to end with a checkpoint, the second ends the program at once.
-pub(super) fn catch_interrupts(interrupted: &Arc<AtomicUsize>) {
+pub(super) fn catch_interrupts(interrupted: &Arc<AtomicUsize>, speaks: bool) {
     let interrupted = Arc::clone(interrupted);
     let caught = ctrlc::set_handler(move || {
         if interrupted.fetch_add(1, Ordering::SeqCst) > 0 {
             std::process::exit(INTERRUPTED);
         }
-        output::note("stopping after this step with a checkpoint; once more stops at once");
+        if speaks {
+            output::note("stopping after this step with a checkpoint; once more stops at once");
+        }
     });
     if let Err(error) = caught {
         output::warn(&format!("Ctrl-C will not write a checkpoint: {error}"));
@@ -329,7 +393,7 @@ mod tests {
     fn parse(line: &str) -> Result<RunSettings, Error> {
         let words = ["pass-host", "train"].into_iter().chain(line.split_whitespace());
         match Cli::try_parse_from(words).unwrap().command {
-            Command::Train(args) => settings(&args),
+            Command::Train(args) => settings(&args, &Ranks::single()),
             other => panic!("{other:?}"),
         }
     }
@@ -385,8 +449,8 @@ mod tests {
         }
         let checkpoint = format!("--resume {path}/checkpoints/step-00000001");
         assert_eq!(parse(&checkpoint).unwrap().out, run.path());
-        let error = parse(&format!("--out {path} --resume auto --batch 8")).unwrap_err();
-        assert!(error.to_string().contains("`optim.batch` was 24, is now 8"), "{error}");
+        let error = parse(&format!("--out {path} --resume auto --seed 8")).unwrap_err();
+        assert!(error.to_string().contains("`seed` was 0, is now 8"), "{error}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::{
     Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig,
     ProbeConfig, TrainConfig, layers::display_value,
 };
+use crate::data::order::Order;
 
 impl Arch {
     /// `(width, depth, heads)` of a named architecture; `None` for [`Arch::Custom`].
@@ -30,9 +31,14 @@ impl OptimConfig {
         self.batch / self.accumulate.max(1)
     }
 
-    /// The peak learning rate by the linear rule: `lr_per_256 · batch / 256`.
-    pub fn peak_lr(&self) -> f64 {
-        self.lr_per_256 * self.batch as f64 / 256.0
+    /// Images of one step over all ranks.
+    pub fn total_batch(&self, ranks: usize) -> usize {
+        self.batch * ranks
+    }
+
+    /// The peak learning rate by the linear rule: `lr_per_256 · total batch / 256`.
+    pub fn peak_lr(&self, ranks: usize) -> f64 {
+        self.lr_per_256 * self.total_batch(ranks) as f64 / 256.0
     }
 }
 
@@ -53,29 +59,37 @@ impl TrainConfig {
     }
 
     /// The peak learning rate for the real batch.
-    pub fn peak_lr(&self) -> f64 {
-        self.optim.peak_lr()
+    pub fn peak_lr(&self, ranks: usize) -> f64 {
+        self.optim.peak_lr(ranks)
+    }
+
+    /// Which images make which batch, of all ranks, out of `images`.
+    pub fn order(&self, images: usize, ranks: usize) -> Order {
+        Order { seed: self.seed, images: images as u64, batch: self.optim.total_batch(ranks).max(1) as u64 }
     }
 
     /// Steps in one pass over `images` images; the incomplete last batch is dropped, so 0 means too few images.
-    pub fn steps_per_epoch(&self, images: usize) -> usize {
-        images / self.optim.batch.max(1)
+    pub fn steps_per_epoch(&self, images: usize, ranks: usize) -> usize {
+        images / self.optim.total_batch(ranks).max(1)
     }
 
     /// Optimizer steps of the whole run over `images` images.
-    pub fn total_steps(&self, images: usize) -> usize {
-        if self.optim.steps > 0 { self.optim.steps } else { self.optim.epochs * self.steps_per_epoch(images) }
+    pub fn total_steps(&self, images: usize, ranks: usize) -> usize {
+        match self.optim.steps {
+            0 => self.optim.epochs * self.steps_per_epoch(images, ranks),
+            steps => steps,
+        }
     }
 
     /// The length of the run in passes over the images, for schedules given in epochs.
-    pub fn total_epochs(&self, images: usize) -> f64 {
-        self.total_steps(images) as f64 / self.steps_per_epoch(images).max(1) as f64
+    pub fn total_epochs(&self, images: usize, ranks: usize) -> f64 {
+        self.total_steps(images, ranks) as f64 / self.steps_per_epoch(images, ranks).max(1) as f64
     }
 
     /// Steps between checkpoints: `checkpoint.every_steps`, or one epoch.
-    pub fn checkpoint_interval(&self, images: usize) -> usize {
+    pub fn checkpoint_interval(&self, images: usize, ranks: usize) -> usize {
         match self.checkpoint.every_steps {
-            0 => self.steps_per_epoch(images).max(1),
+            0 => self.steps_per_epoch(images, ranks).max(1),
             steps => steps,
         }
     }
@@ -84,11 +98,12 @@ impl TrainConfig {
     ///
     /// # Errors
     /// [`ConfigError::TooFewImages`] if they are not.
-    pub fn check_images(&self, images: usize) -> Result<(), ConfigError> {
-        if images < self.optim.batch {
-            return Err(ConfigError::TooFewImages { images, batch: self.optim.batch });
+    pub fn check_images(&self, images: usize, ranks: usize) -> Result<(), ConfigError> {
+        let batch = self.optim.total_batch(ranks);
+        match images < batch {
+            true => Err(ConfigError::TooFewImages { images, batch, ranks }),
+            false => Ok(()),
         }
-        Ok(())
     }
 
     /// This configuration with everything at its default that may change between two parts of one run: where the
@@ -104,6 +119,7 @@ impl TrainConfig {
             log: LogConfig::default(),
             probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
+            optim: OptimConfig { batch: 1, accumulate: 1, ..self.optim.clone() },
             ..self.clone()
         }
     }
@@ -137,10 +153,10 @@ mod tests {
         let config = TrainConfig::default();
         assert_eq!(config.dims(), (384, 12, 6));
         assert_eq!(config.grid(224), 14);
-        assert!((config.peak_lr() - 0.002).abs() < 1e-15);
-        assert_eq!(config.steps_per_epoch(1_281_167), 1251);
-        assert_eq!(config.total_steps(1_281_167), 250_200);
-        assert_eq!(config.checkpoint_interval(1_281_167), 1251);
+        assert!((config.peak_lr(1) - 0.002).abs() < 1e-15);
+        assert_eq!(config.steps_per_epoch(1_281_167, 1), 1251);
+        assert_eq!(config.total_steps(1_281_167, 1), 250_200);
+        assert_eq!(config.checkpoint_interval(1_281_167, 1), 1251);
     }
 
     #[test]
@@ -148,10 +164,23 @@ mod tests {
         let mut config = TrainConfig::default();
         config.optim.steps = 7;
         config.optim.batch = 10;
-        assert_eq!(config.total_steps(25), 7);
-        assert_eq!(config.total_epochs(25), 3.5);
-        assert!(config.check_images(10).is_ok());
-        assert!(config.check_images(9).is_err());
+        assert_eq!(config.total_steps(25, 1), 7);
+        assert_eq!(config.total_epochs(25, 1), 3.5);
+        assert!(config.check_images(10, 1).is_ok());
+        assert!(config.check_images(9, 1).is_err());
+    }
+
+    #[test]
+    fn ranks_multiply_the_batch() {
+        let mut config = TrainConfig::default();
+        (config.optim.batch, config.optim.epochs) = (128, 200);
+        assert_eq!(config.optim.total_batch(8), 1024);
+        assert_eq!(config.peak_lr(8), TrainConfig::default().peak_lr(1));
+        assert_eq!(config.total_steps(1_281_167, 8), 250_200);
+        assert!(config.check_images(1024, 8).is_ok());
+        let error = config.check_images(1000, 8).unwrap_err();
+        assert!(error.to_string().contains("one batch of 1024 (8 ranks of 128)"), "{error}");
+        assert!(error.hint().unwrap().contains("--batch 125"));
     }
 
     #[test]
@@ -164,6 +193,7 @@ mod tests {
         moved.log.every_steps = 1;
         moved.checkpoint.every_steps = 3;
         moved.probe.every_steps = 5;
+        (moved.optim.batch, moved.optim.accumulate) = (12, 2);
         moved.guard.on_collapse = crate::config::OnCollapse::Warn;
         assert_eq!(base.config_hash(), moved.config_hash());
         assert!(moved.resume_differences(&base).is_empty());

@@ -123,12 +123,14 @@ pub enum ConfigError {
         problems: Vec<Problem>,
     },
     /// Fewer images than one batch.
-    #[error("{images} images are fewer than one batch of {batch}")]
+    #[error("{images} images are fewer than one batch of {batch}{}", of_ranks(*batch, *ranks))]
     TooFewImages {
         /// Images found.
         images: usize,
-        /// `optim.batch`.
+        /// Images of a step, `optim.batch` of every rank.
         batch: usize,
+        /// Ranks that share it.
+        ranks: usize,
     },
     /// The configuration is not the one the run was started with.
     #[error("the run cannot continue with another configuration: {}",
@@ -137,6 +139,10 @@ pub enum ConfigError {
         /// `(key, then, now)`.
         differences: Vec<(String, String, String)>,
     },
+}
+
+fn of_ranks(batch: usize, ranks: usize) -> String {
+    if ranks > 1 { format!(" ({ranks} ranks of {})", batch / ranks) } else { String::new() }
 }
 
 /// One problem on one line; several as a list.
@@ -162,8 +168,8 @@ impl ConfigError {
                 "`pass-host config show demo` prints every key with its meaning".into()
             }
             Self::UnknownPreset { .. } => "`pass-host config list` names the presets".into(),
-            Self::TooFewImages { images, .. } => {
-                format!("add images, or use a smaller batch: `--batch {}`", (*images).max(1))
+            Self::TooFewImages { images, ranks, .. } => {
+                format!("add images, or use a smaller batch: `--batch {}`", (images / ranks).max(1))
             }
             Self::Changed { .. } => {
                 "give the same values, or start a new run from these weights: `--init RUN --out NEW`".into()

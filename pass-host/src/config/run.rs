@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::TrainConfig;
 use crate::device::Compute;
+use crate::distributed::Ranks;
 
 /// What to continue.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Resume {
     /// The newest valid checkpoint of the run folder, if it holds one; else start anew.
     Auto,
@@ -35,6 +36,8 @@ pub struct RunSettings {
     pub init: Option<PathBuf>,
     /// Where and in which precision to compute.
     pub compute: Compute,
+    /// This process among those that train together.
+    pub ranks: Ranks,
     /// Compute threads of the rayon pool.
     pub threads: usize,
     /// Check everything, print the plan, train nothing and write nothing.

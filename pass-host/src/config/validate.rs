@@ -39,14 +39,14 @@ impl TrainConfig {
     }
 
     /// Legal but unusual settings worth a line at the start of a run over `images` images.
-    pub fn warnings(&self, images: usize) -> Vec<String> {
+    pub fn warnings(&self, images: usize, ranks: usize) -> Vec<String> {
         let mut out = Vec::new();
-        let (optim, epochs) = (&self.optim, self.total_epochs(images));
-        if optim.min_lr > self.peak_lr() {
+        let (optim, epochs) = (&self.optim, self.total_epochs(images, ranks));
+        if optim.min_lr > self.peak_lr(ranks) {
             out.push(format!(
                 "optim.min_lr {:e} is above the peak learning rate {:e} (optim.lr_per_256 · batch / 256): the rate will rise",
                 optim.min_lr,
-                self.peak_lr()
+                self.peak_lr(ranks)
             ));
         }
         let within = [
@@ -399,7 +399,7 @@ mod tests {
         let mut config = TrainConfig::default();
         config.optim.batch = 4;
         config.optim.epochs = 5;
-        let warnings = config.warnings(100);
+        let warnings = config.warnings(100, 1);
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         assert!(warnings[0].contains("optim.min_lr"));
     }

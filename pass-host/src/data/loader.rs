@@ -1,8 +1,9 @@
 //! Worker threads that turn the image list into batches of crops.
 //!
-//! Batch `n` is a pure function of (image list, configuration, seed, `n`): which images it holds follows from
-//! [`shuffled`], their crops from [`plan`](super::augment::plan), and a bad image is replaced by the next good one of
-//! the list. Workers, their speed and the batch the loader started at change nothing.
+//! A batch is a pure function of (image list, configuration, seed, its place in the sequence): which images it holds
+//! follows from [`Order`], their crops from [`plan`](super::augment::plan), and a bad image is replaced by the next good
+//! one of the list. Workers, their speed and where the loader started change nothing. Of several ranks each loads its
+//! consecutive [`Part`] of every batch, so that together they see what one would.
 //!
 //! A worker takes one image at a time and writes its crops to their places in the batch; at most `prefetch` batches
 //! are under way or waiting.
@@ -18,9 +19,9 @@ use std::time::Instant;
 use super::augment::GLOBAL_CROPS;
 use super::error::DataError;
 use super::index::ImageIndex;
+use super::order::Order;
 use super::quarantine::Quarantine;
 use crate::config::AugmentConfig;
-use crate::random::shuffled;
 use work::Worker;
 
 /// What a loader needs to know.
@@ -32,31 +33,47 @@ pub struct LoaderSettings {
     pub augment: AugmentConfig,
     /// Seed of order and crops.
     pub seed: u64,
-    /// Images a batch.
+    /// Images a batch of this rank.
     pub batch: usize,
+    /// Which part of every batch this rank loads.
+    pub part: Part,
     /// Threads; 0 = as many as cores.
     pub workers: usize,
     /// Batches kept ready or under way, at least 1.
     pub prefetch: usize,
-    /// Number of the first batch, counted from the start of the run.
-    pub first_batch: u64,
+    /// Images of the sequence that are used already; the first batch comes at or after this place.
+    pub cursor: u64,
     /// Share of bad images above which the run stops.
     pub max_bad: f64,
     /// Images with more pixels than this are bad (millions of pixels).
     pub max_megapixels: f64,
     /// `quarantine.tsv`, if bad images shall be written down.
     pub quarantine: Option<PathBuf>,
+    /// Images known to be bad, with the reason, beside those of `quarantine`.
+    pub known_bad: Vec<(u64, String)>,
+}
+
+/// One of several ranks that share every batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Its number.
+    pub rank: usize,
+    /// How many there are.
+    pub ranks: usize,
+}
+
+impl Part {
+    /// All of every batch.
+    pub const WHOLE: Self = Self { rank: 0, ranks: 1 };
 }
 
 /// The crops of `B` images.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// Number of the batch, counted from the start of the run.
-    pub number: u64,
+    /// Where the batch of all ranks begins in the endless sequence of images.
+    pub start: u64,
     /// Pass over the images it belongs to.
     pub epoch: u64,
-    /// Number of the batch within its epoch.
-    pub step_in_epoch: u64,
     /// The images, after replacement of bad ones, `[B]`.
     pub images: Vec<u64>,
     /// Normalized global crops, `[2 * B, 3, G, G]`: first crop 0 of all images, then crop 1.
@@ -80,12 +97,15 @@ pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     quarantine: Quarantine,
+    /// Bad images found since the last [`Loader::take_found`].
+    found: Vec<(u64, String)>,
     wait: DataWait,
 }
 
 #[derive(Debug)]
 struct Shared {
     settings: LoaderSettings,
+    order: Order,
     state: Mutex<State>,
     /// A batch is complete, or a worker has ended.
     completed: Condvar,
@@ -95,7 +115,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    /// The next image to work on: batch number and place in it.
+    /// The next image to work on: where its batch starts, and its place in this rank's part.
     next: (u64, usize),
     /// Batches under way or waiting, oldest first.
     open: VecDeque<Arc<Assembly>>,
@@ -107,7 +127,7 @@ struct State {
 /// A batch under way.
 #[derive(Debug)]
 struct Assembly {
-    number: u64,
+    start: u64,
     parts: Mutex<Parts>,
 }
 
@@ -143,22 +163,32 @@ impl Loader {
         if settings.augment.global_size == 0 || settings.augment.local_size == 0 {
             return setting("augment.global_size, augment.local_size", "at least 1", "0".to_owned());
         }
-        if settings.index.len() < settings.batch {
-            return Err(DataError::TooFewImages { images: settings.index.len(), batch: settings.batch });
+        let Part { rank, ranks } = settings.part;
+        if rank >= ranks {
+            return setting("rank", "below the number of ranks", format!("{rank} of {ranks}"));
         }
+        let (images, batch) = (settings.index.len(), settings.batch.saturating_mul(ranks));
+        if images < batch {
+            return Err(DataError::TooFewImages { images, batch });
+        }
+        let order = Order { seed: settings.seed, images: images as u64, batch: batch as u64 };
         settings.prefetch = settings.prefetch.max(1);
         if settings.workers == 0 {
             settings.workers = std::thread::available_parallelism().map_or(1, usize::from);
         }
-        let quarantine = Quarantine::open(settings.quarantine.as_deref(), &settings.index)?;
+        let mut quarantine = Quarantine::open(settings.quarantine.as_deref(), &settings.index)?;
+        for (image, reason) in &settings.known_bad {
+            quarantine.add(*image, &settings.index.name(*image as usize), reason)?;
+        }
         let known_bad = quarantine.images().map(|(image, reason)| (image, reason.to_owned())).collect();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                next: (settings.first_batch, 0),
+                next: (order.start(settings.cursor), 0),
                 open: VecDeque::new(),
                 known_bad,
                 stop: false,
             }),
+            order,
             settings,
             completed: Condvar::new(),
             taken: Condvar::new(),
@@ -169,7 +199,7 @@ impl Loader {
                 std::thread::spawn(move || Worker::new(&shared).run())
             })
             .collect();
-        Ok(Self { shared, workers, quarantine, wait: DataWait::default() })
+        Ok(Self { shared, workers, quarantine, found: Vec::new(), wait: DataWait::default() })
     }
 
     /// The next batch, in order; waits for it if need be.
@@ -187,10 +217,15 @@ impl Loader {
         self.wait.last = start.elapsed().as_secs_f64();
         self.wait.total += self.wait.last;
         parts.bad.sort_unstable_by_key(|&(place, image, _)| (place, image));
-        for (_, image, reason) in &parts.bad {
-            self.quarantine.add(*image, &self.shared.settings.index.name(*image as usize), reason)?;
+        for (_, image, reason) in parts.bad.drain(..) {
+            if !self.quarantine.holds(image) {
+                self.quarantine.add(image, &self.shared.settings.index.name(image as usize), &reason)?;
+                self.found.push((image, reason));
+            }
         }
-        self.check_share_of_bad(parts.batch.number)?;
+        if self.shared.settings.part.ranks == 1 {
+            self.check_share_of_bad(parts.batch.start)?;
+        }
         match parts.error {
             Some((_, error)) => Err(error),
             None => Ok(parts.batch),
@@ -207,9 +242,18 @@ impl Loader {
         &self.quarantine
     }
 
-    /// Batches in an epoch; the images that do not fill the last one are left out, different ones each time.
-    pub fn batches_per_epoch(&self) -> u64 {
-        self.shared.settings.batches_per_epoch()
+    /// The bad images that this loader has found since the last call, for the other ranks.
+    pub fn take_found(&mut self) -> Vec<(u64, String)> {
+        std::mem::take(&mut self.found)
+    }
+
+    /// A bad image that another rank has found.
+    ///
+    /// # Errors
+    /// [`DataError::Write`] when the quarantine list cannot be written.
+    pub fn learn_bad(&mut self, image: u64, reason: &str) -> Result<(), DataError> {
+        lock(&self.shared.state).known_bad.entry(image).or_insert_with(|| reason.to_owned());
+        self.quarantine.add(image, &self.shared.settings.index.name(image as usize), reason)
     }
 
     fn wait_for_oldest(&self) -> Parts {
@@ -228,10 +272,16 @@ impl Loader {
 
     /// Stops when more images are bad than the limit allows in the whole list, or so many of those seen so far that
     /// chance does not explain it (four standard deviations): a hopeless run ends early, a lucky streak goes on.
-    fn check_share_of_bad(&self, batch: u64) -> Result<(), DataError> {
+    ///
+    /// Part of [`Loader::next`]; of several ranks, each calls it once it knows what the others found up to the batch that
+    /// begins at `start`.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyBad`].
+    pub fn check_share_of_bad(&self, start: u64) -> Result<(), DataError> {
         let settings = &self.shared.settings;
         let all = settings.index.len();
-        let seen = (batch + 1).saturating_mul(settings.batch as u64).min(all as u64) as usize;
+        let seen = (start + self.shared.order.batch).min(all as u64) as usize;
         let bad = self.quarantine.len();
         if !is_past_limit(bad, seen, all, settings.max_bad) {
             return Ok(());
@@ -266,27 +316,22 @@ impl Drop for Loader {
     }
 }
 
-impl LoaderSettings {
-    fn batches_per_epoch(&self) -> u64 {
-        (self.index.len() / self.batch) as u64
+impl Shared {
+    /// The image in a place of this rank's part of a batch, before replacement.
+    fn image_at(&self, start: u64, place: usize) -> u64 {
+        let LoaderSettings { batch, part, .. } = &self.settings;
+        self.order.image(start + (part.rank * batch + place) as u64)
     }
 
-    /// The image in a place of a batch, before replacement.
-    fn image_at(&self, batch: u64, place: usize) -> u64 {
-        let (epoch, step) = (batch / self.batches_per_epoch(), batch % self.batches_per_epoch());
-        let position = step * self.batch as u64 + place as u64;
-        shuffled(self.seed, epoch, position, self.index.len() as u64)
-    }
-
-    fn new_batch(&self, number: u64) -> Batch {
-        let values = |crops: usize, side: usize| vec![0.0; crops * self.batch * 3 * side * side];
+    fn new_batch(&self, start: u64) -> Batch {
+        let LoaderSettings { batch, augment, .. } = &self.settings;
+        let values = |crops: usize, side: usize| vec![0.0; crops * batch * 3 * side * side];
         Batch {
-            number,
-            epoch: number / self.batches_per_epoch(),
-            step_in_epoch: number % self.batches_per_epoch(),
-            images: vec![0; self.batch],
-            global: values(GLOBAL_CROPS, self.augment.global_size),
-            local: values(self.augment.local_crops, self.augment.local_size),
+            start,
+            epoch: self.order.epoch(start),
+            images: vec![0; *batch],
+            global: values(GLOBAL_CROPS, augment.global_size),
+            local: values(augment.local_crops, augment.local_size),
         }
     }
 }
@@ -294,9 +339,8 @@ impl LoaderSettings {
 impl Batch {
     fn empty() -> Self {
         Self {
-            number: 0,
+            start: 0,
             epoch: 0,
-            step_in_epoch: 0,
             images: Vec::new(),
             global: Vec::new(),
             local: Vec::new(),

@@ -51,7 +51,7 @@ impl Quarantine {
     /// # Errors
     /// [`DataError::Write`] when the file cannot be written.
     pub fn add(&mut self, image: u64, name: &str, reason: &str) -> Result<(), DataError> {
-        if self.bad.contains_key(&image) {
+        if self.holds(image) {
             return Ok(());
         }
         let reason = escape(reason);
@@ -62,6 +62,11 @@ impl Quarantine {
         }
         self.bad.insert(image, reason);
         Ok(())
+    }
+
+    /// Whether an image is in it.
+    pub fn holds(&self, image: u64) -> bool {
+        self.bad.contains_key(&image)
     }
 
     /// The bad images, ascending, with their reasons.

@@ -19,6 +19,8 @@ pub struct Progress {
     started: Instant,
     /// `None` where standard error is no terminal.
     bar: Option<ProgressBar>,
+    /// Whether it says nothing at all: another rank does.
+    silent: bool,
     last: String,
     /// The newest result of a probe, which is shown until there is another.
     probe: String,
@@ -43,9 +45,18 @@ impl Progress {
             start,
             started: Instant::now(),
             bar,
+            silent: false,
             last: String::new(),
             probe: String::new(),
         }
+    }
+
+    /// The same, but without a word, for a rank that is not the first.
+    pub fn silent(self) -> Self {
+        if let Some(bar) = &self.bar {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Self { bar: None, silent: true, ..self }
     }
 
     /// After every step: moves the bar.
@@ -77,6 +88,7 @@ impl Progress {
     /// One line of text, above the bar if there is one.
     pub fn say(&self, line: &str) {
         match &self.bar {
+            _ if self.silent => {}
             Some(bar) => bar.println(line),
             // a closed standard error is no reason to stop training
             None => drop(writeln!(anstream::stderr().lock(), "{line}")),

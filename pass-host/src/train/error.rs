@@ -6,6 +6,7 @@ use super::state::RestoreError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::distributed::DistributedError;
 use crate::evaluate::EvaluateError;
 use crate::metrics::MetricsError;
 use crate::model::parameters::LoadError;
@@ -32,6 +33,17 @@ pub enum TrainError {
     /// The log could not be written.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
+    /// The ranks do not work together.
+    #[error(transparent)]
+    Distributed(#[from] DistributedError),
+    /// The ranks have different weights after the same steps.
+    #[error("after step {step} the ranks {} have other weights than rank 0", ranks.iter().map(usize::to_string).collect::<Vec<_>>().join(", "))]
+    RanksDiffer {
+        /// Steps done.
+        step: u64,
+        /// The ranks that differ.
+        ranks: Vec<usize>,
+    },
     /// The run was started with another configuration.
     #[error("`{}` was started with another configuration: {}", run.display(), differences.join(", "))]
     OtherConfig {
@@ -107,6 +119,12 @@ impl TrainError {
                 Some("continue it with `--resume auto`, or choose another folder with `--out`".into())
             }
             Self::Init { source, .. } => source.hint(),
+            Self::Distributed(error) => error.hint(),
+            Self::RanksDiffer { .. } => Some(
+                "the last checkpoint is good; the same program, data and kind of processor on every rank give the same \
+                 bits, broken memory does not"
+                    .into(),
+            ),
             Self::Metrics(_) | Self::Io { .. } | Self::Tensor(_) => None,
         }
     }

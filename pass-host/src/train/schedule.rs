@@ -17,13 +17,15 @@ pub struct Schedules {
 }
 
 impl Schedules {
-    /// Schedules stretched over `total_steps`, with `steps_per_epoch` steps an epoch.
-    pub fn new(config: &TrainConfig, steps_per_epoch: u64, total_steps: u64) -> Self {
+    /// Schedules of a run over `images` images by `ranks` ranks.
+    pub fn new(config: &TrainConfig, images: usize, ranks: usize) -> Self {
+        let steps_per_epoch = config.steps_per_epoch(images, ranks) as u64;
+        let total_steps = config.total_steps(images, ranks) as u64;
         let optim = &config.optim;
         let in_steps = |epochs: f64| (epochs * steps_per_epoch as f64).round() as u64;
         Self {
             lr: WarmupCosine {
-                peak: config.peak_lr(),
+                peak: config.peak_lr(ranks),
                 end: optim.min_lr,
                 warmup_steps: in_steps(optim.warmup_epochs).min(total_steps),
                 total_steps,

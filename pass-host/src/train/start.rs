@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use serde::{Deserialize, Serialize};
 
 use super::CONFIG;
 use super::error::TrainError;
@@ -21,16 +22,25 @@ use crate::model::parameters::{Parameters, Role};
 pub struct Start {
     /// Networks, centers, moments.
     pub trainer: Trainer,
+    /// Where the run stands.
+    pub place: Place,
+    /// What the person should know.
+    pub remarks: Vec<String>,
+}
+
+/// Where a run stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Place {
     /// Steps already done.
     pub step: u64,
+    /// Images of the endless sequence that are used.
+    pub cursor: u64,
     /// The checkpoint it came from.
     pub checkpoint: Option<PathBuf>,
     /// Signs of collapse carried over.
     pub guard: Option<CollapseGuard>,
     /// Non-finite steps in a row carried over.
     pub skipped: usize,
-    /// What the person should know.
-    pub remarks: Vec<String>,
 }
 
 /// The hash of an image list as it stands in checkpoints.
@@ -70,7 +80,20 @@ impl Start {
             }
         };
         let trainer = Trainer::new(config, student, device)?;
-        Ok(Self { trainer, step: 0, checkpoint: None, guard: None, skipped: 0, remarks })
+        Ok(Self { trainer, place: Place::default(), remarks })
+    }
+
+    /// The beginning that rank 0 finds, on every rank.
+    pub fn on_all_ranks(
+        settings: &RunSettings,
+        find: impl FnOnce() -> Result<Self, TrainError>,
+    ) -> Result<Self, TrainError> {
+        let ranks = &settings.ranks;
+        let own = ranks.first(find)?;
+        let place = ranks.share(own.as_ref().map(|own| own.place.clone()))?;
+        let (trainer, remarks) = own.map_or((None, Vec::new()), |own| (Some(own.trainer), own.remarks));
+        let trainer = Trainer::on_all_ranks(trainer, ranks, &settings.config, &settings.compute.device)?;
+        Ok(Self { trainer: trainer.among(ranks), place, remarks })
     }
 
     /// The run that `checkpoint` was written by, if configuration and images are still the same.
@@ -89,6 +112,22 @@ impl Start {
             let differences = differences.into_iter().map(tell).collect();
             return Err(TrainError::OtherConfig { run: run(), differences });
         }
+        let order = config.order(index.len(), settings.ranks.size());
+        // before there were ranks, a checkpoint counted the images of whole batches only
+        let (batch, cursor) = match state.batch {
+            0 => (state.config.optim.batch as u64, order.cursor(state.step)),
+            batch => (batch, state.cursor),
+        };
+        let (own, stored) = (config.optim.batch, state.config.optim.batch);
+        if order.batch != batch && own != stored {
+            let tell = |part: usize, all: u64| format!("{part} ({} ranks, {all} images a step)", all / part as u64);
+            let differences = vec![format!(
+                "`optim.batch` was {}, is {}",
+                tell(stored, batch),
+                tell(own, order.batch)
+            )];
+            return Err(TrainError::OtherConfig { run: run(), differences });
+        }
         let found = data_hash(index);
         if found != state.data_hash {
             return Err(TrainError::OtherData { run: run(), expected: state.data_hash, found });
@@ -99,15 +138,18 @@ impl Start {
             .map(|rejected| format!("warning: checkpoint passed over: {rejected}"))
             .collect();
         remarks.push(format!("continuing after step {} (`{}`)", state.step, checkpoint.path().display()));
+        if order.batch != batch {
+            remarks.push(format!(
+                "warning: {batch} images a step before, {} from now on, because there are {} ranks: the learning rate and \
+                 the number of steps follow; the order of the images goes on",
+                order.batch,
+                settings.ranks.size()
+            ));
+        }
         let trainer = Trainer::from_checkpoint(config, checkpoint, &settings.compute.device)?;
-        Ok(Self {
-            trainer,
-            step: state.step,
-            checkpoint: Some(run()),
-            guard: Some(state.guard),
-            skipped: state.skipped,
-            remarks,
-        })
+        let (guard, checkpoint) = (Some(state.guard), Some(run()));
+        let place = Place { step: state.step, cursor, checkpoint, guard, skipped: state.skipped };
+        Ok(Self { trainer, place, remarks })
     }
 }
 

@@ -1,11 +1,14 @@
 //! One optimizer step: forward, centers, backward, clipping, AdamW, momentum teacher (SEMANTICS §5).
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::TrainConfig;
-use crate::model::parameters::{Parameters, Role};
+use crate::distributed::reducer::{BUCKET_BYTES, handed_over};
+use crate::distributed::{Buckets, Ranks, Reducer};
+use crate::model::parameters::{Parameter, Parameters, Role};
 use crate::model::{Architecture, Network};
 use crate::objective::center::Centers;
 use crate::objective::forward::{Crops, Losses, Monitor, Objective};
@@ -37,12 +40,15 @@ pub struct Trainer {
     pub centers: Centers,
     /// AdamW with its moments.
     pub optimizer: Optimizer,
+    architecture: Architecture,
     objective: Objective,
     center_momentum: f64,
     ops: Ops,
+    ranks: Ranks,
+    buckets: Arc<Buckets>,
 }
 
-/// What a step did.
+/// What a step did, over all ranks.
 pub struct StepReport {
     /// Total loss.
     pub loss: f64,
@@ -56,7 +62,7 @@ pub struct StepReport {
     pub image_stats: Stats,
     /// The same for the patch distributions.
     pub patch_stats: Option<Stats>,
-    /// Teacher outputs of the last micro-batch.
+    /// Teacher outputs of the last micro-batch of this rank.
     pub monitor: Monitor,
 }
 
@@ -94,10 +100,24 @@ impl Trainer {
             teacher: Network::new(architecture, teacher, ops)?,
             centers,
             optimizer,
+            architecture: architecture.clone(),
             objective: Objective::from_config(config),
             center_momentum: config.image.center_momentum,
             ops,
+            ranks: Ranks::single(),
+            buckets: Arc::default(),
         })
+    }
+
+    /// The same trainer as one of several, which all hold the same weights and step together.
+    pub fn among(mut self, ranks: &Ranks) -> Self {
+        let mut gradients: Vec<_> = self.architecture.specification();
+        gradients.retain(|tensor| tensor.trainable);
+        // a backward pass ends where the data came in
+        let gradients = gradients.into_iter().rev().map(|tensor| (tensor.name, tensor.shape.into()));
+        self.buckets = Arc::new(Buckets::new(gradients, BUCKET_BYTES));
+        self.ranks = ranks.clone();
+        self
     }
 
     /// Fresh student weights of a configuration.
@@ -107,7 +127,11 @@ impl Trainer {
 
     /// Losses of one micro-batch, on the graph.
     pub fn losses(&self, crops: &Crops, teacher_temp: f64) -> Result<Losses> {
-        self.objective.losses(&self.student, &self.teacher, &self.centers, crops, teacher_temp, self.ops)
+        self.losses_of(&self.student, crops, teacher_temp)
+    }
+
+    fn losses_of(&self, student: &Network, crops: &Crops, teacher_temp: f64) -> Result<Losses> {
+        self.objective.losses(student, &self.teacher, &self.centers, crops, teacher_temp, self.ops)
     }
 
     /// Gradients of a scalar with respect to every trained tensor.
@@ -123,7 +147,21 @@ impl Trainer {
         Ok(gradients)
     }
 
-    /// One step over the micro-batches of a batch. Anything not finite is found before anything changes.
+    /// The student whose gradients go to `reducer`.
+    fn handing_over(&self, reducer: &Arc<Reducer>) -> Result<Network> {
+        let wrap = |(name, parameter): (&str, &Parameter)| {
+            let tensor = match self.buckets.index(name) {
+                Some(index) => handed_over(&parameter.tensor, reducer, index)?,
+                None => parameter.tensor.clone(),
+            };
+            Ok((name.to_owned(), tensor))
+        };
+        let parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
+        Network::new(&self.architecture, parameters, self.ops)
+    }
+
+    /// One step over the micro-batches of a batch, of all ranks together. Anything not finite is found before anything
+    /// changes, on every rank alike.
     ///
     /// Losses, statistics and gradient norms stay where they are computed and are read together, once, before the
     /// update: a device works through the whole step without being waited for in between.
@@ -132,18 +170,25 @@ impl Trainer {
         micro_batches: &[Crops],
         schedule: &Schedule,
     ) -> Result<std::result::Result<StepReport, NonFinite>> {
-        let share = 1.0 / micro_batches.len() as f64;
+        let share = 1.0 / (micro_batches.len() * self.ranks.size()) as f64;
         let mut gradients: Option<Gradients> = None;
         let mut teacher_means = Vec::with_capacity(micro_batches.len());
         let (mut scalars, mut monitor) = (Vec::with_capacity(micro_batches.len() + 1), None);
-        for crops in micro_batches {
-            let losses = self.losses(crops, schedule.teacher_temp)?;
+        for (index, crops) in micro_batches.iter().enumerate() {
+            let sends = self.ranks.several() && index + 1 == micro_batches.len();
+            let reducer = sends.then(|| Arc::new(Reducer::new(&self.ranks, &self.buckets, gradients.take())));
+            let sending = reducer.as_ref().map(|reducer| self.handing_over(reducer)).transpose()?;
+            let student = sending.as_ref().unwrap_or(&self.student);
+            let losses = self.losses_of(student, crops, schedule.teacher_temp)?;
             scalars.push(losses.scalars()?);
-            let scaled = if micro_batches.len() == 1 { losses.total } else { (losses.total * share)? };
-            let part_gradients = self.gradients(&scaled)?;
-            gradients = Some(match gradients {
-                None => part_gradients,
-                Some(sum) => add(sum, &part_gradients)?,
+            let scaled = if share == 1.0 { losses.total } else { (losses.total * share)? };
+            gradients = Some(match (reducer, gradients.take()) {
+                (Some(reducer), _) => {
+                    scaled.backward()?;
+                    reducer.finish()?
+                }
+                (None, None) => self.gradients(&scaled)?,
+                (None, Some(sum)) => add(sum, &self.gradients(&scaled)?)?,
             });
             teacher_means.push(losses.teacher_mean);
             monitor = Some(losses.monitor);
@@ -156,18 +201,22 @@ impl Trainer {
         // the one place where the host waits
         let numbers = Tensor::cat(&scalars, 0)?.to_vec1::<f64>()?;
         let (losses, norms) = numbers.split_at(numbers.len() - names.len());
-        let mut report = StepReport::new(monitor);
+        let mut sums = [0.0; SCALARS];
         for numbers in losses.chunks_exact(losses.len() / micro_batches.len()) {
-            if let Err(fault) = report.add(numbers, share) {
-                return Ok(Err(fault));
-            }
+            sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number * share);
+        }
+        let mut report =
+            StepReport::new(self.ranks.sum(sums)?, self.student.patch_head.is_some(), monitor);
+        if let Some(fault) = report.not_finite() {
+            return Ok(Err(fault));
         }
         let norms: BTreeMap<String, f64> = names.into_iter().zip(norms.iter().copied()).collect();
         if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
             return Ok(Err(NonFinite { term: format!("gradient of {name}"), value: *norm }));
         }
         report.grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
-        self.centers = self.centers.updated(&Centers::mean(&teacher_means)?, self.center_momentum)?;
+        let teacher_mean = mean_over_all(Centers::mean(&teacher_means)?, &self.ranks)?;
+        self.centers = self.centers.updated(&teacher_mean, self.center_momentum)?;
         let size = StepSize {
             lr: schedule.lr,
             weight_decay: schedule.weight_decay,
@@ -179,41 +228,32 @@ impl Trainer {
     }
 }
 
+/// Numbers that [`Losses::scalars`] tells with a patch objective.
+const SCALARS: usize = 7;
+
 impl StepReport {
-    fn new(monitor: Monitor) -> Self {
+    /// From the mean of [`Losses::scalars`] over all micro-batches.
+    fn new(scalars: [f64; SCALARS], with_patches: bool, monitor: Monitor) -> Self {
+        let [loss, loss_image, image_entropy, image_kl, loss_patch, patch_entropy, patch_kl] = scalars;
         Self {
-            loss: 0.0,
-            loss_image: 0.0,
-            loss_patch: None,
+            loss,
+            loss_image,
+            loss_patch: with_patches.then_some(loss_patch),
             grad_norm: 0.0,
-            image_stats: Stats::default(),
-            patch_stats: None,
+            image_stats: Stats { teacher_entropy: image_entropy, kl: image_kl },
+            patch_stats: with_patches.then_some(Stats { teacher_entropy: patch_entropy, kl: patch_kl }),
             monitor,
         }
     }
 
-    /// Adds the share of a micro-batch with these [`Losses::scalars`].
-    fn add(&mut self, scalars: &[f64], share: f64) -> std::result::Result<(), NonFinite> {
-        let (&[loss, image, image_entropy, image_kl], patch) =
-            scalars.split_first_chunk().unwrap_or((&[f64::NAN; 4], &[]));
-        let terms = [("class loss", Some(&image)), ("patch loss", patch.first())];
-        for (term, value) in terms {
-            if let Some(&value) = value.filter(|value| !value.is_finite()) {
-                return Err(NonFinite { term: term.into(), value });
-            }
-        }
-        let plus = |sum: Stats, entropy: f64, kl: f64| Stats {
-            teacher_entropy: sum.teacher_entropy + entropy * share,
-            kl: sum.kl + kl * share,
-        };
-        self.loss += loss * share;
-        self.loss_image += image * share;
-        self.image_stats = plus(self.image_stats, image_entropy, image_kl);
-        if let &[patch, entropy, kl] = patch {
-            self.loss_patch = Some(self.loss_patch.unwrap_or_default() + patch * share);
-            self.patch_stats = Some(plus(self.patch_stats.unwrap_or_default(), entropy, kl));
-        }
-        Ok(())
+    /// The loss that is not finite, if there is one.
+    fn not_finite(&self) -> Option<NonFinite> {
+        let terms = [("class loss", Some(self.loss_image)), ("patch loss", self.loss_patch)];
+        let (term, value) = terms
+            .into_iter()
+            .filter_map(|(term, loss)| Some((term, loss?)))
+            .find(|(_, loss)| !loss.is_finite())?;
+        Some(NonFinite { term: term.into(), value })
     }
 }
 
@@ -230,6 +270,11 @@ impl Losses {
         }
         Tensor::cat(&scalars, 0)
     }
+}
+
+fn mean_over_all(mean: Centers, ranks: &Ranks) -> Result<Centers> {
+    let patch = mean.patch.map(|patch| ranks.mean(patch)).transpose()?;
+    Ok(Centers { class: ranks.mean(mean.class)?, patch })
 }
 
 fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {

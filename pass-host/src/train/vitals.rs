@@ -6,23 +6,27 @@ use crate::objective::center::Centers;
 use crate::objective::forward::Monitor;
 use crate::ops::Ops;
 
-/// Standard deviation of L2-normalized patch features `[.., D]`, mean over channels.
-///
-/// Features spread evenly over the sphere give `1/√D`; identical features give 0.
-pub fn feature_std(features: &Tensor, ops: Ops) -> Result<f64> {
+/// Mean and mean square of L2-normalized patch features `[.., D]`, per channel: `[2, D]`.
+pub fn feature_moments(features: &Tensor, ops: Ops) -> Result<Tensor> {
     let rows = features.flatten_to(D::Minus2)?.to_dtype(DType::F32)?;
     let unit = ops.l2_normalize(&rows, 1e-12)?;
-    let mean = ops.mean_rows(&unit)?;
-    let mean_of_squares = ops.mean_rows(&unit.sqr()?)?;
+    Tensor::stack(&[ops.mean_rows(&unit)?, ops.mean_rows(&unit.sqr()?)?], 0)
+}
+
+/// Standard deviation of features from their [`feature_moments`], mean over channels.
+///
+/// Features spread evenly over the sphere give `1/√D`; identical features give 0.
+pub fn feature_std(moments: &Tensor) -> Result<f64> {
+    let (mean, mean_of_squares) = (moments.get(0)?, moments.get(1)?);
     let variance = (mean_of_squares - mean.sqr()?)?.relu()?;
     Ok(f64::from(variance.sqrt()?.mean_all()?.to_scalar::<f32>()?))
 }
 
-/// Share of (patch, positive) pairs of the global crops that the teacher assigns to the same prototype.
+/// How many (patch, positive) pairs of the global crops the teacher assigns to the same prototype, and how many there are.
 ///
-/// A patch's prototype is the largest of its centered logits. Chance is about 1/K; 1 means that every patch has the
-/// prototype of its positives. `None` without a patch objective.
-pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Option<f64>> {
+/// A patch's prototype is the largest of its centered logits. The share is about 1/K by chance; 1 means that every patch
+/// has the prototype of its positives. `None` without a patch objective.
+pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Option<[f64; 2]>> {
     let (Some((positives, logits)), Some(center)) = (&monitor.patch, &centers.patch) else {
         return Ok(None);
     };
@@ -39,5 +43,5 @@ pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Optio
             }
         }
     }
-    Ok(Some(same as f64 / all.max(1) as f64))
+    Ok(Some([same as f64, all as f64]))
 }

@@ -122,7 +122,7 @@ const WARMUP_SHARE: u64 = 10;
 
 pub(super) fn run(args: SegmentArgs) -> Result<u8, Error> {
     let settings = settings(&args)?;
-    catch_interrupts(&settings.interrupted);
+    catch_interrupts(&settings.interrupted, true);
     output::note(&format!("run folder {}", settings.out.display()));
     let mut shown = Shown::default();
     let report = segment::run(&settings, |event| shown.show(event))?;

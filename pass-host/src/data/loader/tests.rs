@@ -24,12 +24,14 @@ fn settings(root: &Path) -> LoaderSettings {
         augment: AugmentConfig { global_size: 16, local_size: 8, ..AugmentConfig::default() },
         seed: 7,
         batch: 4,
+        part: Part::WHOLE,
         workers: 2,
         prefetch: 2,
-        first_batch: 0,
+        cursor: 0,
         max_bad: 0.05,
         max_megapixels: 1.0,
         quarantine: None,
+        known_bad: Vec::new(),
     }
 }
 
@@ -47,8 +49,58 @@ fn batches_do_not_depend_on_workers_prefetch_or_start() {
     for (workers, prefetch) in [(1, 1), (4, 1), (3, 5)] {
         assert_eq!(take(LoaderSettings { workers, prefetch, ..base.clone() }, 8), expected);
     }
-    assert_eq!(take(LoaderSettings { first_batch: 5, ..base.clone() }, 3), expected[5..]);
+    assert_eq!(take(LoaderSettings { cursor: 14 + 8, ..base.clone() }, 3), expected[5..]);
+    assert_eq!(take(LoaderSettings { cursor: 12, ..base.clone() }, 3), expected[3..6], "no batch is left in epoch 0");
     assert_ne!(take(LoaderSettings { seed: 8, ..base }, 1)[0].global, expected[0].global);
+}
+
+#[test]
+fn ranks_together_see_the_batch_of_one() {
+    let dir = tempfile::tempdir().unwrap();
+    pictures(dir.path(), 14);
+    fs::write(dir.path().join("003.png"), b"no picture").unwrap();
+    let whole = LoaderSettings { max_bad: 1.0, ..settings(dir.path()) };
+    let expected = take(whole.clone(), 7);
+    for ranks in [2, 4] {
+        let batch = 4 / ranks;
+        let part = |rank| LoaderSettings { batch, part: Part { rank, ranks }, ..whole.clone() };
+        let parts: Vec<_> = (0..ranks).map(|rank| take(part(rank), 7)).collect();
+        for (number, expected) in expected.iter().enumerate() {
+            let of = |rank: usize| &parts[rank][number];
+            assert!((0..ranks).all(|rank| (of(rank).start, of(rank).epoch) == (expected.start, expected.epoch)));
+            let images: Vec<u64> = (0..ranks).flat_map(|rank| of(rank).images.clone()).collect();
+            assert_eq!(images, expected.images, "{ranks} ranks, batch {number}");
+            let crop = 3 * 16 * 16;
+            for place in 0..4 {
+                let own = place % batch * crop;
+                assert_eq!(of(place / batch).global[own..own + crop], expected.global[place * crop..][..crop]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_another_rank_found_is_written_down_and_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("pics");
+    fs::create_dir(&root).unwrap();
+    pictures(&root, 8);
+    let quarantine = dir.path().join("quarantine.tsv");
+    let base = LoaderSettings { max_bad: 1.0, quarantine: Some(quarantine.clone()), ..settings(&root) };
+    let mut loader = Loader::start(LoaderSettings { known_bad: vec![(2, "torn".into())], ..base.clone() }).unwrap();
+    loader.learn_bad(5, "hole").unwrap();
+    loader.learn_bad(5, "again").unwrap();
+    assert!(!loader.next().unwrap().images.contains(&2), "it was known before the first batch");
+    let later: Vec<Batch> = (0..4).map(|_| loader.next().unwrap()).collect();
+    assert!(later[2..].iter().all(|batch| !batch.images.contains(&5)));
+    let text = fs::read_to_string(&quarantine).unwrap();
+    assert!(text.lines().count() == 2 && text.contains("torn") && text.contains("hole"), "{text}");
+    assert_eq!(loader.take_found(), [], "it found none itself");
+    fs::write(root.join("000.png"), b"").unwrap();
+    let mut alone = Loader::start(LoaderSettings { quarantine: None, ..base }).unwrap();
+    (0..4).for_each(|_| drop(alone.next().unwrap()));
+    assert_eq!(alone.take_found(), [(0, "the file is empty".to_owned())]);
+    assert_eq!(alone.take_found(), []);
 }
 
 #[test]
@@ -63,7 +115,7 @@ fn an_epoch_shows_each_image_at_most_once_and_drops_the_rest() {
         images.dedup();
         assert_eq!(images.len(), 12);
     }
-    assert_eq!(batches[4].step_in_epoch, 1);
+    assert_eq!(batches[4].start, 14 + 4);
 }
 
 #[test]
@@ -114,9 +166,10 @@ fn bad_images_are_replaced_and_written_down_and_the_run_goes_on() {
     assert!(lines[0].contains("007.png\ttruncated PNG"), "{text}");
     assert!(lines[1].contains("030.png\tinput/output error: the file has vanished"), "{text}");
     for (workers, first) in [(1, 0), (3, 0), (2, 11)] {
-        let again = take(LoaderSettings { workers, first_batch: first as u64, ..base.clone() }, 30 - first);
+        let cursor = expected[first].start;
+        let again = take(LoaderSettings { workers, cursor, ..base.clone() }, 30 - first);
         assert_eq!(again, expected[first..], "with the list of the first run");
-        let fresh = LoaderSettings { workers, first_batch: first as u64, quarantine: None, ..base.clone() };
+        let fresh = LoaderSettings { workers, cursor, quarantine: None, ..base.clone() };
         assert_eq!(take(fresh, 30 - first), expected[first..], "without it");
     }
     assert_eq!(fs::read_to_string(&quarantine).unwrap(), text, "nothing is listed twice");

@@ -35,8 +35,8 @@ impl<'a> Worker<'a> {
     /// Works until the loader stops.
     pub(super) fn run(mut self) {
         while let Some((assembly, place)) = self.take() {
-            let image = self.shared.settings.image_at(assembly.number, place);
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(assembly.number, image)));
+            let image = self.shared.image_at(assembly.start, place);
+            let outcome = catch_unwind(AssertUnwindSafe(|| self.fill(assembly.start, image)));
             let complete = {
                 let mut parts = lock(&assembly.parts);
                 match outcome {
@@ -66,30 +66,33 @@ impl<'a> Worker<'a> {
             if state.stop {
                 return None;
             }
-            let (number, place) = state.next;
+            let (start, place) = state.next;
             if place == 0 && state.open.len() < settings.prefetch {
                 let parts = Parts {
-                    batch: settings.new_batch(number),
+                    batch: self.shared.new_batch(start),
                     remaining: settings.batch,
                     bad: Vec::new(),
                     error: None,
                 };
-                state.open.push_back(Arc::new(Assembly { number, parts: parts.into() }));
+                state.open.push_back(Arc::new(Assembly { start, parts: parts.into() }));
             } else if place == 0 {
                 state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             let batch = state.open.back().map(Arc::clone)?;
-            state.next = if place + 1 == settings.batch { (number + 1, 0) } else { (number, place + 1) };
+            state.next = match place + 1 == settings.batch {
+                true => (self.shared.order.start(self.shared.order.after(start)), 0),
+                false => (start, place + 1),
+            };
             return Some((batch, place));
         }
     }
 
     /// Fills `self.crops` from the image, or the next good one after it in the list.
-    fn fill(&mut self, batch: u64, image: u64) -> Outcome {
+    fn fill(&mut self, start: u64, image: u64) -> Outcome {
         let settings = &self.shared.settings;
         let count = settings.index.len() as u64;
-        let epoch = batch / settings.batches_per_epoch();
+        let epoch = self.shared.order.epoch(start);
         let mut outcome = Outcome { image, bad: Vec::new(), found: false };
         for step in 0..count.min(MAX_REPLACEMENTS) {
             outcome.image = (image + step) % count;

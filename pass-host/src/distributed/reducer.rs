@@ -1,0 +1,265 @@
+//! Gradients added up over all ranks while the backward pass goes on.
+//!
+//! Gradients travel in buckets, in the order in which a backward pass completes them: the last layers first. A bucket
+//! leaves when its last gradient is there and all buckets before it have left, so that every rank sends the same buckets
+//! in the same order, whatever the order of its backward pass.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+use super::{Pending, Ranks};
+use crate::optimizer::Gradients;
+
+/// Bytes of a bucket: large enough for the full speed of a network, small enough that the last one, which nothing
+/// overlaps, is soon done.
+pub const BUCKET_BYTES: usize = 8 << 20;
+
+/// Which gradients travel together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Buckets {
+    /// Name and shape of every gradient, in the order in which they are expected.
+    gradients: Vec<(String, Shape)>,
+    /// The gradients of each bucket, one range after the other.
+    ranges: Vec<std::ops::Range<usize>>,
+}
+
+impl Buckets {
+    /// Buckets of about `bytes` bytes over gradients in the order in which they are expected.
+    pub fn new(gradients: impl IntoIterator<Item = (String, Shape)>, bytes: usize) -> Self {
+        let gradients: Vec<_> = gradients.into_iter().collect();
+        let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
+        let mut filled = usize::MAX;
+        for (index, (_, shape)) in gradients.iter().enumerate() {
+            let size = 4 * shape.elem_count();
+            match ranges.last_mut() {
+                Some(range) if filled.saturating_add(size) <= bytes => {
+                    range.end = index + 1;
+                    filled += size;
+                }
+                _ => {
+                    ranges.push(index..index + 1);
+                    filled = size;
+                }
+            }
+        }
+        Self { gradients, ranges }
+    }
+
+    /// The number of the gradient called `name`, for [`Reducer::ready`].
+    pub fn index(&self, name: &str) -> Option<usize> {
+        self.gradients.iter().position(|(own, _)| own == name)
+    }
+
+    /// Number of buckets.
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+}
+
+/// The gradients of one backward pass.
+pub struct Reducer {
+    ranks: Ranks,
+    buckets: Arc<Buckets>,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// Sums of the micro-batches before.
+    earlier: Option<Gradients>,
+    ready: Vec<Option<Tensor>>,
+    /// Buckets under way.
+    sent: Vec<Pending>,
+}
+
+impl Reducer {
+    /// For one backward pass; `earlier` gradients, of micro-batches that were not sent, are added to its own.
+    pub fn new(ranks: &Ranks, buckets: &Arc<Buckets>, earlier: Option<Gradients>) -> Self {
+        let ready = vec![None; buckets.gradients.len()];
+        let state = State { earlier, ready, sent: Vec::new() };
+        Self { ranks: ranks.clone(), buckets: Arc::clone(buckets), state: state.into() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The gradient number `index` is complete. Sends every bucket that can go.
+    ///
+    /// # Errors
+    /// If it was complete before, has another shape, or cannot be sent.
+    pub fn ready(&self, index: usize, gradient: &Tensor) -> Result<()> {
+        let state = &mut *self.state();
+        let Some((name, shape)) = self.buckets.gradients.get(index) else {
+            candle_core::bail!("there is no gradient number {index}");
+        };
+        if gradient.shape() != shape {
+            candle_core::bail!("gradient of `{name}`: expected {shape:?}, found {:?}", gradient.shape());
+        }
+        let earlier = state.earlier.as_mut().and_then(|earlier| earlier.remove(name));
+        let gradient = match earlier {
+            Some(earlier) => (earlier + gradient)?,
+            None => gradient.clone(),
+        };
+        if state.ready[index].replace(gradient).is_some() {
+            candle_core::bail!("the gradient of `{name}` was complete before");
+        }
+        while let Some(range) = self.buckets.ranges.get(state.sent.len()) {
+            let slots = &mut state.ready[range.clone()];
+            if slots.iter().any(Option::is_none) {
+                break;
+            }
+            let parts = slots.iter_mut().filter_map(Option::take).map(|part| part.flatten_all());
+            let bucket = Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)?;
+            state.sent.push(self.ranks.start_sum(bucket)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for the sums of all ranks.
+    ///
+    /// # Errors
+    /// If a gradient never came, naming it, or the ranks are lost.
+    pub fn finish(&self) -> Result<Gradients> {
+        let state = &mut *self.state();
+        if let Some(range) = self.buckets.ranges.get(state.sent.len()) {
+            let missing = range.clone().find(|&index| state.ready[index].is_none()).unwrap_or(range.start);
+            candle_core::bail!("no gradient reached `{}`", self.buckets.gradients[missing].0);
+        }
+        let mut sums = Gradients::with_capacity(self.buckets.gradients.len());
+        for (pending, range) in state.sent.drain(..).zip(&self.buckets.ranges) {
+            let bucket = pending()?;
+            let mut start = 0;
+            for (name, shape) in &self.buckets.gradients[range.clone()] {
+                let count = shape.elem_count();
+                sums.insert(name.clone(), bucket.narrow(0, start, count)?.reshape(shape)?);
+                start += count;
+            }
+        }
+        Ok(sums)
+    }
+}
+
+/// The identity, whose backward pass hands the gradient to the reducer: candle calls it when all uses of the parameter
+/// have added their part.
+struct HandOver {
+    reducer: Arc<Reducer>,
+    index: usize,
+}
+
+/// `parameter` as it is, whose gradient goes to `reducer` instead of the store of the backward pass.
+///
+/// # Errors
+/// If the parameter is a part of another tensor.
+pub fn handed_over(parameter: &Tensor, reducer: &Arc<Reducer>, index: usize) -> Result<Tensor> {
+    parameter.apply_op1(HandOver { reducer: Arc::clone(reducer), index })
+}
+
+fn whole(layout: &Layout) -> Result<Shape> {
+    match layout.is_contiguous() && layout.start_offset() == 0 {
+        true => Ok(layout.shape().clone()),
+        false => candle_core::bail!("a parameter has a storage of its own"),
+    }
+}
+
+impl CustomOp1 for HandOver {
+    fn name(&self) -> &'static str {
+        "hand over the gradient"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        Ok((storage.try_clone(layout)?, whole(layout)?))
+    }
+
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((storage.try_clone(layout)?, whole(layout)?))
+    }
+
+    fn bwd(&self, _arg: &Tensor, _res: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        self.reducer.ready(self.index, gradient)?;
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::super::threads::on_ranks;
+    use super::*;
+
+    fn named(sizes: &[usize]) -> Vec<(String, Shape)> {
+        sizes.iter().enumerate().map(|(i, &size)| (format!("p{i}"), Shape::from(size))).collect()
+    }
+
+    fn full(value: f32, count: usize) -> Tensor {
+        Tensor::full(value, count, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn buckets_are_filled_in_order_and_a_large_tensor_has_its_own() {
+        let buckets = Buckets::new(named(&[2, 2, 2, 100, 1, 1]), 16);
+        assert_eq!(buckets.ranges, [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!((buckets.index("p3"), buckets.index("p9"), buckets.len()), (Some(3), None, 4));
+        assert!(Buckets::new([], 16).is_empty());
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_order_of_readiness() {
+        let buckets = Arc::new(Buckets::new(named(&[3, 4, 5, 6]), 32));
+        let results = on_ranks(3, |ranks| {
+            let earlier = (0..4).map(|i| (format!("p{i}"), full(100.0, 3 + i))).collect();
+            let reducer = Reducer::new(&ranks, &buckets, Some(earlier));
+            let mut order = [0, 1, 2, 3];
+            order.rotate_left(ranks.rank());
+            for index in order {
+                let value = (10 * index + ranks.rank()) as f32;
+                reducer.ready(index, &full(value, 3 + index)).unwrap();
+            }
+            reducer.finish().unwrap()
+        });
+        for sums in results {
+            for index in 0..4 {
+                let values = sums[&format!("p{index}")].to_vec1::<f32>().unwrap();
+                assert_eq!(values, vec![(300 + 30 * index + 3) as f32; 3 + index]);
+            }
+        }
+    }
+
+    #[test]
+    fn faults_name_the_gradient() {
+        let buckets = Arc::new(Buckets::new(named(&[2, 2, 2]), 8));
+        let reducer = Reducer::new(&Ranks::single(), &buckets, None);
+        reducer.ready(2, &full(1.0, 2)).unwrap();
+        let text = |error: candle_core::Error| error.to_string();
+        assert!(text(reducer.ready(2, &full(1.0, 2)).unwrap_err()).contains("`p2` was complete"));
+        assert!(text(reducer.ready(0, &full(1.0, 3)).unwrap_err()).contains("`p0`: expected"));
+        assert!(text(reducer.ready(3, &full(1.0, 2)).unwrap_err()).contains("number 3"));
+        reducer.ready(0, &full(1.0, 2)).unwrap();
+        assert!(text(reducer.finish().unwrap_err()).contains("no gradient reached `p1`"));
+    }
+
+    #[test]
+    fn the_backward_pass_hands_over_complete_gradients() {
+        let (a, b) = (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[3f32, 4.0], &Device::Cpu).unwrap());
+        let buckets = Arc::new(Buckets::new([("b".into(), 2.into()), ("a".into(), 2.into())], 8));
+        let reducer = Arc::new(Reducer::new(&Ranks::single(), &buckets, None));
+        let parameter = |var: &Var, name| {
+            handed_over(var.as_tensor(), &reducer, buckets.index(name).unwrap()).unwrap()
+        };
+        let (x, y) = (parameter(&a, "a"), parameter(&b, "b"));
+        // d/da (a·b + a²) = b + 2a; d/db = a; both uses of a before it is handed over
+        let loss = ((&x * &y).unwrap() + x.sqr().unwrap()).unwrap().sum_all().unwrap();
+        let store = loss.backward().unwrap();
+        assert!(store.get(a.as_tensor()).is_none(), "the gradient is kept once");
+        let sums = reducer.finish().unwrap();
+        assert_eq!(sums["a"].to_vec1::<f32>().unwrap(), [5.0, 8.0]);
+        assert_eq!(sums["b"].to_vec1::<f32>().unwrap(), [1.0, 2.0]);
+    }
+}
