@@ -15,15 +15,18 @@
 //! | `head` | softmax attention of one head over strided views, shared by the next two |
 //! | `attention`, `class_attention` | self-attention from packed `[q|k|v]`; few queries over many tokens |
 //! | `positives`, `neighbor_attention`, `gather_mean` | every patch over its own positives |
+//! | `transformer` | all blocks of the backbone over the crops of all sizes, with gradients handed to a `gradient_sink` |
 //! | `normalize` | L2 normalization and weight normalization |
 //! | `add_scaled` | residual connection with stochastic depth |
 //! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
 //! | `convolution` | convolutions of images, optionally followed by the ReLU |
+//! | `projection_loss` | projection head and cross-entropy in one |
 //! | `patchify` | images -> rows of pixels, for the patch embedding |
 //! | `convolution_3x3`, `batch_norm` | 3x3 convolution with weight gradient; batch normalization with ReLU, channels last |
 //! | `taps`, `pixel_cross_entropy` | bilinear resampling; cross-entropy of every pixel of a picture |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
 //! | `cuda` | all of the above but images and convolutions, as CUDA kernels; the choice of positives on the device |
+//! | `dense` | linear layer and GELU over slices |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
 
 mod access;
@@ -37,7 +40,9 @@ mod convolution;
 mod convolution_3x3;
 mod cross_entropy;
 mod cuda;
+mod dense;
 mod gather_mean;
+mod gradient_sink;
 mod head;
 #[cfg(all(test, feature = "_emulator"))]
 mod kernel_tests;
@@ -50,21 +55,27 @@ mod patchify;
 mod pixel_cross_entropy;
 mod positives;
 pub(crate) mod product;
+mod projection_loss;
 mod taps;
 #[cfg(test)]
 mod testing;
+mod transformer;
 
 use crate::config::OpsKind;
 use candle_core::{DType, Device, Result, Tensor};
 
 pub use adamw::{AdamWStep, Learned, Update, clip_scale};
+pub use attention::Sequences;
 pub use batch_norm::Moments;
 pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Statistics, Stats};
 pub(crate) use cuda::open as open_cuda;
+pub use gradient_sink::GradientSink;
 pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;
+pub use projection_loss::{HeadWeights, Targets};
 pub use taps::Taps;
+pub use transformer::{BlockWeights, Plan};
 
 /// Most positives that the kernel holds in shared memory.
 const MOST_KERNEL_POSITIVES: usize = 512;
@@ -221,6 +232,46 @@ impl Ops {
         }
     }
 
+    /// The blocks of a Vision Transformer, one after the other, over the tokens of all crops.
+    ///
+    /// - `x`: `[R, D]`, the tokens of all images of `plan.groups` one after the other; result `[R, D]`.
+    ///
+    /// The fused operation puts the gradients of the blocks' variables into `sink`; by compositions they go to candle's
+    /// store.
+    ///
+    /// # Errors
+    /// If the shapes do not fit each other or `plan`.
+    pub fn transformer(
+        self,
+        x: &Tensor,
+        blocks: &[BlockWeights],
+        plan: &Plan,
+        sink: &GradientSink,
+    ) -> Result<Tensor> {
+        transformer::check(x, blocks, plan)?;
+        match self.fuses(&[x]) {
+            true => transformer::fused(x, blocks, plan, sink),
+            false => transformer::composition(self, x, blocks, plan),
+        }
+    }
+
+    /// One of these blocks by single operations.
+    ///
+    /// - `x`: `[B, N, D]`; `scales`: factors of the residual branches, attention and MLP, one per image; `None` = 1.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn transformer_block(
+        self,
+        x: &Tensor,
+        weights: &BlockWeights,
+        heads: usize,
+        eps: f64,
+        scales: [Option<&[f32]>; 2],
+    ) -> Result<Tensor> {
+        transformer::block(self, x, weights, heads, eps, scales)
+    }
+
     /// The attention probabilities of [`Ops::attention`], `[B, heads, N, N]`; rows sum to 1.
     ///
     /// # Errors
@@ -375,13 +426,37 @@ impl Ops {
     ) -> Result<(Tensor, Statistics)> {
         let temperatures = [student_temp, teacher_temp];
         let weights = weights.into();
-        cross_entropy::check(student, teacher, center, temperatures, pairs, weights)?;
+        cross_entropy::check(student.dims2()?.into(), teacher, center, temperatures, pairs, weights)?;
         match self.way(&[student, teacher], &[center]) {
             Way::Fused => cross_entropy::fused(student, teacher, center, temperatures, pairs, weights),
             Way::Kernels => cuda::cross_entropy(student, teacher, center, temperatures, pairs, weights),
             Way::Composition => {
                 cross_entropy::composition(student, teacher, center, temperatures, pairs, weights)
             }
+        }
+    }
+
+    /// The cross-entropy of [`Ops::cross_entropy_with_stats`] between the logits that a projection head makes of tokens
+    /// and those of the teacher.
+    ///
+    /// - `tokens`: `[R, D]`.
+    ///
+    /// The fused operation puts the gradients of the head's variables into `sink`; by compositions they go to candle's
+    /// store.
+    ///
+    /// # Errors
+    /// If the shapes do not fit, a row does not exist, or a temperature is not positive.
+    pub fn projection_loss(
+        self,
+        tokens: &Tensor,
+        head: &HeadWeights,
+        targets: &Targets<'_>,
+        sink: &GradientSink,
+    ) -> Result<(Tensor, Statistics)> {
+        projection_loss::check(tokens, head, targets)?;
+        match self.fuses(&[tokens, targets.teacher, targets.center]) {
+            true => projection_loss::fused(tokens, head, targets, sink),
+            false => projection_loss::composition(self, tokens, head, targets),
         }
     }
 

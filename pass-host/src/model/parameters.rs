@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{Architecture, CLASS_ATTENTION_BLOCKS, MLP_RATIO};
+use crate::ops::GradientSink;
 use crate::random::{Purpose, Stream};
 
 /// Standard deviation of linear weights, position embeddings and the class token at the start.
@@ -176,7 +177,10 @@ pub struct Parameter {
 
 /// All tensors of a network by name.
 #[derive(Clone, Debug)]
-pub struct Parameters(BTreeMap<String, Parameter>);
+pub struct Parameters {
+    tensors: BTreeMap<String, Parameter>,
+    sink: GradientSink,
+}
 
 impl Parameters {
     /// Fresh weights; each tensor is a pure function of (seed, its name).
@@ -187,7 +191,7 @@ impl Parameters {
             let tensor = Tensor::from_vec(values, spec.shape.as_slice(), device)?;
             tensors.insert(spec.name, Parameter::new(tensor, role, spec.trainable)?);
         }
-        Ok(Self(tensors))
+        Ok(Self::from(tensors))
     }
 
     /// Weights from a file: every tensor of the architecture, of its shape, and nothing else.
@@ -216,7 +220,7 @@ impl Parameters {
         unknown.sort();
         match unknown.first() {
             Some(name) => Err(LoadError::Unexpected { name: (*name).clone(), expected }),
-            None => Ok(Self(parameters)),
+            None => Ok(Self::from(parameters)),
         }
     }
 
@@ -226,12 +230,12 @@ impl Parameters {
             let tensor = parameter.tensor.detach().copy()?;
             Ok((name.clone(), Parameter { tensor, trainable: false }))
         };
-        Ok(Self(self.0.iter().map(copy).collect::<Result<_>>()?))
+        Ok(Self::from(self.tensors.iter().map(copy).collect::<Result<BTreeMap<_, _>>>()?))
     }
 
     /// The tensor called `name`.
     pub fn get(&self, name: &str) -> Result<Tensor> {
-        match self.0.get(name) {
+        match self.tensors.get(name) {
             Some(parameter) => Ok(parameter.tensor.clone()),
             None => candle_core::bail!("parameter `{name}` is missing"),
         }
@@ -239,22 +243,33 @@ impl Parameters {
 
     /// The tensor called `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<Tensor> {
-        self.0.get(name).map(|parameter| parameter.tensor.clone())
+        self.tensors.get(name).map(|parameter| parameter.tensor.clone())
+    }
+
+    /// Where fused operations leave the gradients of these tensors.
+    pub fn sink(&self) -> &GradientSink {
+        &self.sink
     }
 
     /// Name and tensor, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
-        self.0.iter().map(|(name, parameter)| (name.as_str(), parameter))
+        self.tensors.iter().map(|(name, parameter)| (name.as_str(), parameter))
     }
 
     /// Names and values for a file, sorted by name.
     pub fn to_tensors(&self) -> Vec<(String, Tensor)> {
-        self.0.iter().map(|(name, parameter)| (name.clone(), parameter.tensor.detach())).collect()
+        self.tensors.iter().map(|(name, parameter)| (name.clone(), parameter.tensor.detach())).collect()
     }
 
     /// Number of values.
     pub fn count(&self) -> usize {
-        self.0.values().map(|parameter| parameter.tensor.elem_count()).sum()
+        self.tensors.values().map(|parameter| parameter.tensor.elem_count()).sum()
+    }
+}
+
+impl From<BTreeMap<String, Parameter>> for Parameters {
+    fn from(tensors: BTreeMap<String, Parameter>) -> Self {
+        Self { tensors, sink: GradientSink::default() }
     }
 }
 
@@ -265,7 +280,7 @@ impl FromIterator<(String, Tensor)> for Parameters {
             let trainable = tensor.is_variable();
             (name, Parameter { tensor, trainable })
         };
-        Self(tensors.into_iter().map(wrap).collect())
+        Self::from(tensors.into_iter().map(wrap).collect::<BTreeMap<_, _>>())
     }
 }
 

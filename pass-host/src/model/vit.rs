@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 use super::parameters::Parameters;
 use super::pos_embed::{PositionEmbedding, ResizeRule};
 use super::{Architecture, LAYER_NORM_EPS};
-use crate::ops::Ops;
+use crate::ops::{BlockWeights, GradientSink, Ops, Plan, Sequences};
 
 /// Uniform draws in `[0, 1)` for stochastic depth: one row of `[batch]` numbers for each application, in order
 /// (first block with a positive rate: attention, then MLP; next block …).
@@ -20,20 +20,25 @@ pub struct Vit {
     positions: PositionEmbedding,
     /// `[1, P, D]`
     prefix: Option<Tensor>,
-    blocks: Vec<Block>,
+    blocks: Vec<BlockWeights>,
+    heads: usize,
     drop_rates: Vec<f64>,
+    recompute: bool,
     ops: Ops,
+    sink: GradientSink,
 }
 
-struct Block {
-    norm1: [Tensor; 2],
-    qkv: [Tensor; 2],
-    proj: [Tensor; 2],
-    norm2: [Tensor; 2],
-    fc1: [Tensor; 2],
-    fc2: [Tensor; 2],
-    heads: usize,
+/// Crops of one size.
+#[derive(Clone, Copy)]
+pub struct CropPatches<'a> {
+    /// Flattened patches `[B, N, 3·p·p]`.
+    pub patches: &'a Tensor,
+    /// Their grid, `(height, width)`.
+    pub grid: (usize, usize),
+    /// Switches stochastic depth on.
+    pub draws: Option<&'a DropPathDraws>,
 }
+
 
 /// Weight and bias of the layer called `name`.
 pub(super) fn weight_and_bias(parameters: &Parameters, name: &str) -> Result<[Tensor; 2]> {
@@ -45,7 +50,7 @@ impl Vit {
     pub fn new(parameters: &Parameters, prefix: &str, architecture: &Architecture, ops: Ops) -> Result<Self> {
         let [patch_weight, patch_bias] = weight_and_bias(parameters, &format!("{prefix}.patch_embed.proj"))?;
         let blocks = (0..architecture.depth)
-            .map(|block| Block::new(parameters, &format!("{prefix}.blocks.{block}"), architecture.heads))
+            .map(|block| block_weights(parameters, &format!("{prefix}.blocks.{block}")))
             .collect::<Result<_>>()?;
         let last = architecture.depth.max(2) - 1;
         Ok(Self {
@@ -58,11 +63,19 @@ impl Vit {
             )?,
             prefix: parameters.find(&format!("{prefix}.prefix_tokens")),
             blocks,
+            heads: architecture.heads,
             drop_rates: (0..architecture.depth)
                 .map(|block| architecture.drop_path * block as f64 / last as f64)
                 .collect(),
+            recompute: false,
             ops,
+            sink: parameters.sink().clone(),
         })
+    }
+
+    /// The same backbone, whose backward pass runs the blocks forward again instead of keeping what they computed.
+    pub fn recomputing(self, recompute: bool) -> Self {
+        Self { recompute, ..self }
     }
 
     /// The same backbone with another rule for positions of other grids.
@@ -107,7 +120,50 @@ impl Vit {
         grid: (usize, usize),
         draws: Option<&DropPathDraws>,
     ) -> Result<Tensor> {
-        self.forward_visiting(patches, grid, draws, |_, _| Ok(()))
+        Ok(self.forward_crops(&[CropPatches { patches, grid, draws }])?.remove(0))
+    }
+
+    /// [`Vit::forward`] of crops of several sizes at once: everything that acts on tokens alone runs over all of them.
+    pub fn forward_crops(&self, crops: &[CropPatches<'_>]) -> Result<Vec<Tensor>> {
+        let mut tokens = Vec::with_capacity(crops.len());
+        let mut groups = Vec::with_capacity(crops.len());
+        let mut scales = vec![[None, None]; self.blocks.len()];
+        for crop in crops {
+            let embedded = self.embed(crop.patches, crop.grid)?;
+            let (images, count, _) = embedded.dims3()?;
+            groups.push(Sequences { images, tokens: count });
+            tokens.push(embedded.flatten(0, 1)?);
+            for (all, own) in scales.iter_mut().zip(self.branch_scales(crop.draws)?) {
+                for (all, own) in all.iter_mut().zip(own) {
+                    // crops without stochastic depth beside others keep every branch
+                    extend(all, own, images, groups.iter().map(|group| group.images).sum());
+                }
+            }
+        }
+        let plan =
+            Plan { heads: self.heads, eps: LAYER_NORM_EPS, groups, scales, recompute: self.recompute };
+        let features = self.ops.transformer(&Tensor::cat(&tokens, 0)?, &self.blocks, &plan, &self.sink)?;
+        let mut row = 0;
+        let mut by_crop = Vec::with_capacity(crops.len());
+        for group in &plan.groups {
+            let rows = features.narrow(0, row, group.rows())?;
+            by_crop.push(rows.reshape((group.images, group.tokens, rows.dim(1)?))?);
+            row += group.rows();
+        }
+        Ok(by_crop)
+    }
+
+    /// Factors of the residual branches of every block, attention and MLP, one per image.
+    fn branch_scales(&self, draws: Option<&DropPathDraws>) -> Result<Vec<[Option<Vec<f32>>; 2]>> {
+        let mut draws = draws.map(|draws| draws.iter());
+        let mut of = |index: usize| match &mut draws {
+            Some(draws) if self.drop_rates[index] > 0.0 => match draws.next() {
+                Some(uniform) => Ok(Some(keep_scale(self.drop_rates[index], uniform))),
+                None => candle_core::bail!("stochastic depth: too few draws for block {index}"),
+            },
+            _ => Ok(None),
+        };
+        (0..self.blocks.len()).map(|index| Ok([of(index)?, of(index)?])).collect()
     }
 
     /// [`Vit::forward`] that shows the output of every block as `visit(block, tokens)`.
@@ -119,18 +175,8 @@ impl Vit {
         mut visit: impl FnMut(usize, &Tensor) -> Result<()>,
     ) -> Result<Tensor> {
         let mut x = self.embed(patches, grid)?;
-        let mut draws = draws.map(|draws| draws.iter());
-        for (index, block) in self.blocks.iter().enumerate() {
-            let rate = self.drop_rates[index];
-            let mut scale = || match &mut draws {
-                Some(draws) if rate > 0.0 => match draws.next() {
-                    Some(uniform) => Ok(Some(keep_scale(rate, uniform))),
-                    None => candle_core::bail!("stochastic depth: too few draws for block {index}"),
-                },
-                _ => Ok(None),
-            };
-            let (attention, mlp) = (scale()?, scale()?);
-            x = block.forward(&x, attention.as_deref(), mlp.as_deref(), self.ops)?;
+        for (index, (block, scales)) in self.blocks.iter().zip(self.branch_scales(draws)?).enumerate() {
+            x = self.block(&x, block, [scales[0].as_deref(), scales[1].as_deref()])?;
             visit(index, &x)?;
         }
         Ok(x)
@@ -143,9 +189,14 @@ impl Vit {
             candle_core::bail!("a backbone without blocks has no attention");
         };
         for block in others {
-            x = block.forward(&x, None, None, self.ops)?;
+            x = self.block(&x, block, [None, None])?;
         }
-        self.ops.attention_weights(&last.packed_qkv(&x, self.ops)?, last.heads)
+        let normed = self.ops.layer_norm(&x, &last.norm1[0], &last.norm1[1], LAYER_NORM_EPS)?;
+        self.ops.attention_weights(&self.ops.linear(&normed, &last.qkv[0], Some(&last.qkv[1]))?, self.heads)
+    }
+
+    fn block(&self, x: &Tensor, weights: &BlockWeights, scales: [Option<&[f32]>; 2]) -> Result<Tensor> {
+        self.ops.transformer_block(x, weights, self.heads, LAYER_NORM_EPS, scales)
     }
 }
 
@@ -155,45 +206,44 @@ fn keep_scale(rate: f64, uniform: &[f64]) -> Vec<f32> {
     uniform.iter().map(|u| ((keep + u).floor() / keep) as f32).collect()
 }
 
-impl Block {
-    fn new(parameters: &Parameters, name: &str, heads: usize) -> Result<Self> {
-        let layer = |part: &str| weight_and_bias(parameters, &format!("{name}.{part}"));
-        Ok(Self {
-            norm1: layer("norm1")?,
-            qkv: layer("attn.qkv")?,
-            proj: layer("attn.proj")?,
-            norm2: layer("norm2")?,
-            fc1: layer("mlp.fc1")?,
-            fc2: layer("mlp.fc2")?,
-            heads,
-        })
+/// Appends the factors of `images` more images to those of the images before them, `total` in the end.
+fn extend(all: &mut Option<Vec<f32>>, own: Option<Vec<f32>>, images: usize, total: usize) {
+    if all.is_none() && own.is_none() {
+        return;
     }
+    let all = all.get_or_insert_with(|| vec![1.0; total - images]);
+    match own {
+        Some(own) => all.extend(own),
+        None => all.resize(total, 1.0),
+    }
+}
 
-    fn packed_qkv(&self, x: &Tensor, ops: Ops) -> Result<Tensor> {
-        let normed = ops.layer_norm(x, &self.norm1[0], &self.norm1[1], LAYER_NORM_EPS)?;
-        ops.linear(&normed, &self.qkv[0], Some(&self.qkv[1])) // [B, N, 3D]
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        attention_scale: Option<&[f32]>,
-        mlp_scale: Option<&[f32]>,
-        ops: Ops,
-    ) -> Result<Tensor> {
-        let attended = ops.attention(&self.packed_qkv(x, ops)?, self.heads)?;
-        let branch = ops.linear(&attended, &self.proj[0], Some(&self.proj[1]))?;
-        let x = ops.add_scaled(x, &branch, attention_scale)?;
-        let normed = ops.layer_norm(&x, &self.norm2[0], &self.norm2[1], LAYER_NORM_EPS)?;
-        let hidden = ops.linear_gelu(&normed, &self.fc1[0], &self.fc1[1])?;
-        let branch = ops.linear(&hidden, &self.fc2[0], Some(&self.fc2[1]))?;
-        ops.add_scaled(&x, &branch, mlp_scale)
-    }
+/// The tensors of the block called `name`.
+fn block_weights(parameters: &Parameters, name: &str) -> Result<BlockWeights> {
+    let layer = |part: &str| weight_and_bias(parameters, &format!("{name}.{part}"));
+    Ok(BlockWeights {
+        norm1: layer("norm1")?,
+        qkv: layer("attn.qkv")?,
+        proj: layer("attn.proj")?,
+        norm2: layer("norm2")?,
+        fc1: layer("mlp.fc1")?,
+        fc2: layer("mlp.fc2")?,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::keep_scale;
+    use super::{extend, keep_scale};
+
+    #[test]
+    fn crops_without_stochastic_depth_keep_every_branch() {
+        let mut all = None;
+        extend(&mut all, None, 2, 2);
+        assert_eq!(all, None);
+        extend(&mut all, Some(vec![0.0, 1.25]), 2, 4);
+        extend(&mut all, None, 1, 5);
+        assert_eq!(all, Some(vec![1.0, 1.0, 0.0, 1.25, 1.0]));
+    }
 
     #[test]
     fn kept_branches_are_rescaled_and_dropped_ones_vanish() {

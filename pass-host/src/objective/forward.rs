@@ -7,7 +7,9 @@ use super::loss::{class_pairs, patch_pairs};
 use super::matching::{self, Matching};
 use crate::config::{Aggregation, MatchingSource, PatchCrops, TrainConfig};
 use crate::model::Network;
-use crate::ops::{Ops, Positives, Statistics};
+use crate::model::head::ProjectionHead;
+use crate::model::vit::CropPatches;
+use crate::ops::{Ops, Positives, Statistics, Targets};
 
 /// Crops of one size, `[crops · B, 3, side, side]`, crop-major (all images of the first crop come first).
 pub struct CropGroup {
@@ -107,43 +109,56 @@ impl Objective {
         let (mut student_tokens, mut teacher_tokens) = (Vec::new(), Vec::new());
         let mut patch_groups = Vec::new();
         let mut monitor_source = None;
+        let mut patches = Vec::with_capacity(groups.len());
+        for group in &groups {
+            patches.push(student.backbone.patchify(&group.images)?);
+        }
+        let draws = groups.iter().map(|group| group.drop_path.as_deref());
+        let crops_of = |draws: &mut dyn Iterator<Item = _>| -> Vec<_> {
+            let with_draws = patches.iter().zip(draws);
+            with_draws.map(|((patches, grid), draws)| CropPatches { patches, grid: *grid, draws }).collect()
+        };
+        // the teacher first: its passing buffers are gone before the student keeps its own
+        let teacher_features = teacher.backbone.forward_crops(&crops_of(&mut std::iter::repeat(None)))?;
+        let student_features = student.backbone.forward_crops(&crops_of(&mut draws.into_iter()))?;
         for (index, group) in groups.iter().enumerate() {
             let wants_patches =
                 student.patch_head.is_some() && (index == 0 || self.patch_crops == PatchCrops::All);
-            let (patches, grid) = student.backbone.patchify(&group.images)?;
-            let student_features = student.backbone.forward(&patches, grid, group.drop_path.as_deref())?;
-            let teacher_features = teacher.backbone.forward(&patches, grid, None)?;
+            let grid = patches[index].1;
+            let (student_features, teacher_features) = (&student_features[index], &teacher_features[index]);
             let positives = if wants_patches {
                 patch_groups.push((group.crops, grid.0 * grid.1));
                 let source = match self.matching_source {
-                    MatchingSource::Teacher => &teacher_features,
+                    MatchingSource::Teacher => teacher_features,
                     MatchingSource::Student => &student_features.detach(),
                 };
                 Some(matching::positives_where_computed(source, grid, &self.matching, ops)?)
             } else {
                 None
             };
-            student_tokens.push(student_side(student, &student_features, wants_patches)?);
-            teacher_tokens.push(self.teacher_side(teacher, &teacher_features, positives.as_ref(), ops)?);
+            student_tokens.push(student_side(student, student_features, wants_patches)?);
+            teacher_tokens.push(self.teacher_side(teacher, teacher_features, positives.as_ref(), ops)?);
             if index == 0 {
-                monitor_source = Some((teacher_features, positives));
+                monitor_source = Some((teacher_features.clone(), positives));
             }
         }
         let student_tokens = concatenate(student_tokens)?;
         let teacher_tokens = concatenate(teacher_tokens)?;
 
-        let class_logits = student.class_head.forward(&student_tokens.class)?; // [crops·B, K]
-        let class_targets = teacher.class_head.forward(&teacher_tokens.class)?;
+        let global_rows = crops.batch * crops.global.crops;
+        let (class_targets, class_mean) = class_targets(&teacher.class_head, &teacher_tokens.class, global_rows, ops)?;
         let local_crops = crops.local.as_ref().map_or(0, |group| group.crops);
         let (pairs, weight) = class_pairs(crops.batch, crops.global.crops, local_crops);
-        let (image, image_stats) = ops.cross_entropy_with_stats(
-            &class_logits,
-            &class_targets,
-            &centers.class,
-            self.student_temp,
-            teacher_temp,
-            &pairs,
-            weight,
+        let temperatures = [self.student_temp, teacher_temp];
+        let (image, image_stats) = student.class_head.loss(
+            &student_tokens.class,
+            &Targets {
+                teacher: &class_targets,
+                center: &centers.class,
+                temperatures,
+                pairs: &pairs,
+                weights: weight.into(),
+            },
         )?;
 
         let (mut total, mut patch, mut patch_stats) = (image.clone(), None, None);
@@ -156,17 +171,17 @@ impl Objective {
             &student_tokens.patches,
             &teacher_tokens.patches,
         ) {
-            let logits = student_head.forward(learned)?; // [Σ crops·B·N, K]
-            let targets = teacher_head.forward(target)?;
+            let targets = teacher_head.forward(target)?; // [Σ crops·B·N, K]
             let (pairs, weights) = patch_pairs(crops.batch, &patch_groups);
-            let (loss, stats) = ops.cross_entropy_with_stats(
-                &logits,
-                &targets,
-                center,
-                self.student_temp,
-                teacher_temp,
-                &pairs,
-                weights.as_slice(),
+            let (loss, stats) = student_head.loss(
+                learned,
+                &Targets {
+                    teacher: &targets,
+                    center,
+                    temperatures,
+                    pairs: &pairs,
+                    weights: weights.as_slice().into(),
+                },
             )?;
             total = (total + (&loss * self.patch_weight)?)?;
             patch = Some(loss);
@@ -188,7 +203,7 @@ impl Objective {
             total,
             image,
             patch,
-            teacher_mean: Centers { class: ops.mean_rows(&class_targets)?, patch: patch_mean },
+            teacher_mean: Centers { class: class_mean, patch: patch_mean },
             image_stats,
             patch_stats,
             monitor: Monitor { features, patch: patch_monitor },
@@ -212,6 +227,19 @@ impl Objective {
         };
         normalized(teacher, &aggregated.class, patches.as_ref())
     }
+}
+
+/// Class logits of the teacher's first `targets` rows, and the mean of the logits of all rows: those of the local crops
+/// are wanted for the center alone, and logits are linear in the unit vectors (SEMANTICS §12).
+fn class_targets(
+    head: &ProjectionHead,
+    tokens: &Tensor,
+    targets: usize,
+    ops: Ops,
+) -> Result<(Tensor, Tensor)> {
+    let unit = head.unit(tokens)?;
+    let mean = head.unit_logits(&ops.mean_rows(&unit)?.unsqueeze(0)?)?;
+    Ok((head.unit_logits(&unit.narrow(0, 0, targets)?)?, mean.squeeze(0)?))
 }
 
 /// Student: the class token over all patches; its patch tokens are the features themselves.

@@ -32,6 +32,19 @@ pub(super) fn stored<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f
     }
 }
 
+/// Calls `task` with the values of contiguous CPU tensors.
+pub(super) fn with_values<const N: usize, R>(
+    tensors: [&Tensor; N],
+    task: impl FnOnce([&[f32]; N]) -> Result<R>,
+) -> Result<R> {
+    let guards = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [&[][..]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        *slice = stored(storage, layout)?;
+    }
+    task(slices)
+}
+
 /// A CPU tensor that takes over the vector.
 pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape.into(), &Device::Cpu)

@@ -1,6 +1,6 @@
 //! Multi-head self-attention straight from packed projections.
 
-use super::access::{output, stored, tensor, values, wide};
+use super::access::{output, tensor, values, wide, with_values};
 use super::buffer::zeros;
 use super::head::{Gradients, Inputs, attend, attend_backward, split};
 use candle_core::{CpuStorage, CustomOp1, D, Error, Layout, Result, Shape, Tensor, bail};
@@ -51,16 +51,93 @@ struct Attention {
     heads: usize,
 }
 
+/// Images of equally many tokens, one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sequences {
+    /// Images.
+    pub images: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+}
+
+impl Sequences {
+    /// Tokens of all images.
+    pub fn rows(&self) -> usize {
+        self.images * self.tokens
+    }
+}
+
 /// The packed projections by image, head, part (q, k, v), token and feature.
-fn parts<'a>(qkv: &'a [f32], dims: (usize, usize, usize), heads: usize) -> Result<ArrayView5<'a, f32>> {
-    let (images, tokens, width) = dims;
-    let shape = (images, tokens, 3, heads, width / (3 * heads));
+fn parts<'a>(qkv: &'a [f32], sequences: Sequences, heads: usize) -> Result<ArrayView5<'a, f32>> {
+    let Sequences { images, tokens } = sequences;
+    let shape = (images, tokens, 3, heads, qkv.len() / (images * tokens * 3 * heads));
     Ok(ArrayView5::from_shape(shape, qkv).map_err(Error::wrap)?.permuted_axes([0, 3, 2, 1, 4]))
 }
 
-fn inputs<'a>(parts: &'a ArrayView5<'_, f32>, image: usize, head: usize) -> Inputs<'a> {
-    let part = |part: usize| parts.slice(s![image, head, part, .., ..]);
+/// The same for writing.
+fn parts_mut<'a>(qkv: &'a mut [f32], sequences: Sequences, heads: usize) -> Result<ArrayViewMut5<'a, f32>> {
+    let Sequences { images, tokens } = sequences;
+    let shape = (images, tokens, 3, heads, qkv.len() / (images * tokens * 3 * heads));
+    Ok(ArrayViewMut5::from_shape(shape, qkv).map_err(Error::wrap)?.permuted_axes([0, 3, 2, 1, 4]))
+}
+
+fn inputs<'a>(parts: &ArrayView5<'a, f32>, image: usize, head: usize) -> Inputs<'a> {
+    let part = |part: usize| parts.clone().slice_move(s![image, head, part, .., ..]);
     Inputs { q: part(0), k: part(1), v: part(2) }
+}
+
+/// Self-attention of all images of `groups`, whose rows of packed projections follow each other in `qkv`
+/// `[R, 3D]`; `out`: `[R, D]`.
+pub(super) fn forward(qkv: &[f32], groups: &[Sequences], heads: usize, out: &mut [f32]) -> Result<()> {
+    let mut tasks = Vec::new();
+    let (mut qkv, mut out) = (qkv, out);
+    let dim = out.len() / groups.iter().map(Sequences::rows).sum::<usize>();
+    for &group in groups {
+        let (these, others) = qkv.split_at(group.rows() * 3 * dim);
+        let (outs, other_outs) = out.split_at_mut(group.rows() * dim);
+        (qkv, out) = (others, other_outs);
+        let parts = parts(these, group, heads)?;
+        let by_head = ArrayViewMut4::from_shape((group.images, group.tokens, heads, dim / heads), outs)
+            .map_err(Error::wrap)?
+            .permuted_axes([0, 2, 1, 3]);
+        let places = split(by_head).into_iter().flat_map(split).enumerate();
+        tasks.extend(places.map(|(place, out)| (inputs(&parts, place / heads, place % heads), out)));
+    }
+    tasks.into_par_iter().for_each(|(inputs, out)| attend(inputs, out));
+    Ok(())
+}
+
+/// Overwrites `d_qkv` with the gradient of [`forward`] for a gradient `d_out` of its result.
+pub(super) fn backward(
+    qkv: &[f32],
+    groups: &[Sequences],
+    heads: usize,
+    d_out: &[f32],
+    d_qkv: &mut [f32],
+) -> Result<()> {
+    let mut tasks = Vec::new();
+    let (mut qkv, mut d_out, mut d_qkv) = (qkv, d_out, d_qkv);
+    let dim = d_out.len() / groups.iter().map(Sequences::rows).sum::<usize>();
+    for &group in groups {
+        let (these, others) = qkv.split_at(group.rows() * 3 * dim);
+        let (d_outs, other_d_outs) = d_out.split_at(group.rows() * dim);
+        let (d_these, d_others) = d_qkv.split_at_mut(group.rows() * 3 * dim);
+        (qkv, d_out, d_qkv) = (others, other_d_outs, d_others);
+        let parts = parts(these, group, heads)?;
+        let d_outs = ArrayView4::from_shape((group.images, group.tokens, heads, dim / heads), d_outs)
+            .map_err(Error::wrap)?;
+        let places = split(parts_mut(d_these, group, heads)?).into_iter().flat_map(split).enumerate();
+        tasks.extend(places.map(|(place, gradients)| {
+            let (image, head) = (place / heads, place % heads);
+            let (q, rest) = gradients.split_at(Axis(0), 1);
+            let (k, v) = rest.split_at(Axis(0), 1);
+            let [q, k, v] = [q, k, v].map(|part| part.index_axis_move(Axis(0), 0));
+            let d_out = d_outs.clone().slice_move(s![image, .., head, ..]);
+            (inputs(&parts, image, head), d_out, Gradients { q, k, v })
+        }));
+    }
+    tasks.into_par_iter().for_each(|(inputs, d_out, gradients)| attend_backward(inputs, d_out, gradients));
+    Ok(())
 }
 
 impl CustomOp1 for Attention {
@@ -70,45 +147,17 @@ impl CustomOp1 for Attention {
 
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (images, tokens, width) = layout.shape().dims3()?;
-        let (heads, dim) = (self.heads, width / 3);
-        let parts = parts(values(qkv, layout)?, (images, tokens, width), heads)?;
-        let mut out = zeros(images * tokens * dim);
-        let by_head = ArrayViewMut4::from_shape((images, tokens, heads, dim / heads), &mut out[..])
-            .map_err(Error::wrap)?
-            .permuted_axes([0, 2, 1, 3]);
-        let tasks: Vec<_> = split(by_head).into_iter().flat_map(split).collect();
-        tasks.into_par_iter().enumerate().for_each(|(task, out)| {
-            attend(inputs(&parts, task / heads, task % heads), out);
-        });
-        output(out, (images, tokens, dim))
+        let mut out = zeros(images * tokens * width / 3);
+        forward(values(qkv, layout)?, &[Sequences { images, tokens }], self.heads, &mut out)?;
+        output(out, (images, tokens, width / 3))
     }
 
     fn bwd(&self, qkv: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let (images, tokens, width) = qkv.dims3()?;
-        let heads = self.heads;
-        let gradient = gradient.contiguous()?;
-        let ((storage, layout), (d_storage, d_layout)) =
-            (qkv.storage_and_layout(), gradient.storage_and_layout());
-        let parts = parts(stored(&storage, layout)?, (images, tokens, width), heads)?;
-        let d_out = ArrayView4::from_shape(
-            (images, tokens, heads, width / (3 * heads)),
-            stored(&d_storage, d_layout)?,
-        )
-        .map_err(Error::wrap)?;
         let mut d_qkv = zeros(images * tokens * width);
-        let by_head =
-            ArrayViewMut5::from_shape((images, tokens, 3, heads, width / (3 * heads)), &mut d_qkv[..])
-                .map_err(Error::wrap)?
-                .permuted_axes([0, 3, 2, 1, 4]);
-        let tasks: Vec<_> = split(by_head).into_iter().flat_map(split).collect();
-        tasks.into_par_iter().enumerate().for_each(|(task, gradients)| {
-            let (image, head) = (task / heads, task % heads);
-            let (q, rest) = gradients.split_at(Axis(0), 1);
-            let (k, v) = rest.split_at(Axis(0), 1);
-            let [q, k, v] = [q, k, v].map(|part| part.index_axis_move(Axis(0), 0));
-            let d_out = d_out.slice(s![image, .., head, ..]);
-            attend_backward(inputs(&parts, image, head), d_out, Gradients { q, k, v });
-        });
+        with_values([qkv, &gradient.contiguous()?], |[qkv, d_out]| {
+            backward(qkv, &[Sequences { images, tokens }], self.heads, d_out, &mut d_qkv)
+        })?;
         Ok(Some(tensor(d_qkv, qkv.shape())?))
     }
 }

@@ -60,7 +60,7 @@ impl From<Tensor> for Statistics {
 }
 
 impl Statistics {
-    fn on_host(stats: Stats) -> Result<Self> {
+    pub(super) fn on_host(stats: Stats) -> Result<Self> {
         Ok(Self(Tensor::new(&[stats.teacher_entropy, stats.kl], &Device::Cpu)?))
     }
 
@@ -82,18 +82,17 @@ impl Statistics {
 }
 
 pub(super) fn check(
-    student: &Tensor,
+    [rows, prototypes]: [usize; 2],
     teacher: &Tensor,
     center: &Tensor,
     [student_temp, teacher_temp]: [f64; 2],
     pairs: &[(u32, u32)],
     weights: PairWeights<'_>,
 ) -> Result<()> {
-    let ((rows, prototypes), (teacher_rows, teacher_prototypes)) = (student.dims2()?, teacher.dims2()?);
+    let (teacher_rows, teacher_prototypes) = teacher.dims2()?;
     if prototypes == 0 || teacher_prototypes != prototypes || center.dims() != [prototypes] {
         bail!(
-            "cross_entropy: student {:?} needs teacher [T, {prototypes}] and center [{prototypes}], found {:?}, {:?}",
-            student.shape(),
+            "cross_entropy: {prototypes} prototypes need teacher [T, {prototypes}] and center [{prototypes}], found {:?}, {:?}",
             teacher.shape(),
             center.shape()
         )
@@ -266,6 +265,53 @@ impl Kernel<'_> {
     }
 }
 
+/// The loss of a matrix of student logits, which becomes its gradient.
+pub(super) fn in_place(
+    students: &mut [f32],
+    prototypes: usize,
+    teachers: &[f32],
+    center: &[f32],
+    [student_temp, teacher_temp]: [f64; 2],
+    pairs: &[(u32, u32)],
+    weights: PairWeights<'_>,
+) -> (f32, Stats) {
+    let grouped = Grouped::new(students.len() / prototypes, pairs, weights);
+    let kernel = Kernel {
+        center,
+        student_scale: (1.0 / student_temp) as f32,
+        teacher_scale: (1.0 / teacher_temp) as f32,
+    };
+    let sums: Vec<Sums> = students
+        .par_chunks_mut(prototypes)
+        .enumerate()
+        .map_init(
+            || (vec![0.0f32; prototypes], vec![0.0f32; prototypes]),
+            |(student, scratch), (row, gradient)| {
+                let entries = grouped.of(row);
+                if entries.is_empty() {
+                    gradient.fill(0.0);
+                    return Sums::default();
+                }
+                student.copy_from_slice(gradient);
+                let teachers =
+                    entries.iter().map(|&(t, weight)| (&teachers[t * prototypes..][..prototypes], weight));
+                widest!(kernel.row(student, teachers.clone(), Some(&mut *gradient), scratch))
+            },
+        )
+        .collect();
+    summarized(&sums, pairs.len())
+}
+
+/// Loss and statistics of all rows.
+fn summarized(sums: &[Sums], pairs: usize) -> (f32, Stats) {
+    let count = pairs.max(1) as f64;
+    let stats = Stats {
+        teacher_entropy: sums.iter().map(|s| s.entropy).sum::<f64>() / count,
+        kl: sums.iter().map(|s| s.kl).sum::<f64>() / count,
+    };
+    (sums.iter().map(|s| s.loss).sum::<f64>() as f32, stats)
+}
+
 pub(super) fn fused(
     student: &Tensor,
     teacher: &Tensor,
@@ -305,12 +351,7 @@ pub(super) fn fused(
             (None, (0..rows).into_par_iter().map(|r| row(r, None)).collect())
         }
     };
-    let count = pairs.len().max(1) as f64;
-    let stats = Stats {
-        teacher_entropy: sums.iter().map(|s| s.entropy).sum::<f64>() / count,
-        kl: sums.iter().map(|s| s.kl).sum::<f64>() / count,
-    };
-    let loss = sums.iter().map(|s| s.loss).sum::<f64>() as f32;
+    let (loss, stats) = summarized(&sums, pairs.len());
     Ok((student.apply_op1(CrossEntropy { loss, gradient })?, Statistics::on_host(stats)?))
 }
 

@@ -1,9 +1,10 @@
 //! LayerNorm over the last dimension.
 
 use super::access::{output, stored, tensor, values, wide};
-use super::buffer::build;
+use super::buffer::zeros;
 use super::lanes::{add_multiple, dot, sum, widest};
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
 
 /// Rows of one task.
 const ROWS: usize = 32;
@@ -48,6 +49,67 @@ fn moments(row: &[f32], eps: f32, centered: &mut [f32]) -> f32 {
     1.0 / (dot(centered, centered) / row.len() as f32 + eps).sqrt()
 }
 
+/// Overwrites `out` with the normalized rows of `x`.
+pub(super) fn normalize(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+    let dim = weight.len();
+    out.par_chunks_mut(ROWS * dim).zip(x.par_chunks(ROWS * dim)).for_each(|(out, x)| {
+        widest!({
+            for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                let inverse = moments(x, eps, out);
+                for ((out, &weight), &bias) in out.iter_mut().zip(weight).zip(bias) {
+                    *out = (*out * inverse).mul_add(weight, bias);
+                }
+            }
+        });
+    });
+}
+
+/// Adds the gradient of the rows of `x` to `dx`; returns the gradients of weight and bias.
+pub(super) fn add_gradient(x: &[f32], weights: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> [Vec<f32>; 2] {
+    let dim = weights.len();
+    // each task also returns its share of the gradients of weight and bias
+    let shares: Vec<Vec<f32>> = dx
+        .par_chunks_mut(ROWS * dim)
+        .zip(x.par_chunks(ROWS * dim))
+        .zip(dy.par_chunks(ROWS * dim))
+        .map(|((dx, x), dy)| {
+            let mut share = vec![0.0f32; 2 * dim];
+            let mut rows = vec![0.0f32; 2 * dim];
+            let (d_weight, d_bias) = share.split_at_mut(dim);
+            let (normalized, g) = rows.split_at_mut(dim);
+            // equal lengths in plain sight of the compiler, which then leaves out the bounds checks
+            let (d_weight, d_bias, weights) = (&mut d_weight[..dim], &mut d_bias[..dim], &weights[..dim]);
+            let (normalized, g) = (&mut normalized[..dim], &mut g[..dim]);
+            widest!({
+                for ((dx, x), dy) in
+                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(dy.chunks_exact(dim))
+                {
+                    let inverse = moments(x, eps, normalized);
+                    for i in 0..dim {
+                        normalized[i] *= inverse;
+                        d_weight[i] = dy[i].mul_add(normalized[i], d_weight[i]);
+                        d_bias[i] += dy[i];
+                        g[i] = dy[i] * weights[i];
+                    }
+                    // dx = (g − mean(g) − normalized · mean(g · normalized)) / σ, g = dy · weight
+                    let mean = sum(g) / dim as f32;
+                    let along = dot(g, normalized) / dim as f32;
+                    for i in 0..dim {
+                        dx[i] += (g[i] - mean - normalized[i] * along) * inverse;
+                    }
+                }
+            });
+            share
+        })
+        .collect();
+    let mut total = vec![0.0f32; 2 * dim];
+    for share in &shares {
+        widest!(add_multiple(&mut total, 1.0, share));
+    }
+    let d_bias = total.split_off(dim);
+    [total, d_bias]
+}
+
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer_norm"
@@ -64,18 +126,8 @@ impl CustomOp3 for LayerNorm {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight, bias) =
             (values(x, x_layout)?, values(weight, weight_layout)?, values(bias, bias_layout)?);
-        let dim = weight.len();
-        let (normalized, _) = build(x.len(), ROWS * dim, |part, out| {
-            let x = &x[part * ROWS * dim..][..out.len()];
-            widest!({
-                for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-                    let inverse = moments(x, self.eps, out);
-                    for ((out, &weight), &bias) in out.iter_mut().zip(weight).zip(bias) {
-                        *out = (*out * inverse).mul_add(weight, bias);
-                    }
-                }
-            });
-        });
+        let mut normalized = zeros(x.len());
+        normalize(x, weight, bias, self.eps, &mut normalized);
         output(normalized, x_layout.shape())
     }
 
@@ -95,47 +147,12 @@ impl CustomOp3 for LayerNorm {
             stored(&weight_storage, weight_layout)?,
             stored(&dy_storage, dy_layout)?,
         );
-        let dim = weights.len();
-        // each task also returns its share of the gradients of weight and bias
-        let (dx, shares) = build(x_values.len(), ROWS * dim, |part, dx| {
-            let place = part * ROWS * dim..part * ROWS * dim + dx.len();
-            let (x, dy) = (&x_values[place.clone()], &dy[place]);
-            let mut share = vec![0.0f32; 2 * dim];
-            let mut normalized = vec![0.0f32; dim];
-            let (d_weight, d_bias) = share.split_at_mut(dim);
-            // equal lengths in plain sight of the compiler, which then leaves out the bounds checks
-            let (d_weight, d_bias, weights) = (&mut d_weight[..dim], &mut d_bias[..dim], &weights[..dim]);
-            let normalized = &mut normalized[..dim];
-            widest!({
-                for ((dx, x), dy) in
-                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(dy.chunks_exact(dim))
-                {
-                    let inverse = moments(x, self.eps, normalized);
-                    for i in 0..dim {
-                        normalized[i] *= inverse;
-                        d_weight[i] = dy[i].mul_add(normalized[i], d_weight[i]);
-                        d_bias[i] += dy[i];
-                        dx[i] = dy[i] * weights[i];
-                    }
-                    // dx = (g − mean(g) − normalized · mean(g · normalized)) / σ, g = dy · weight
-                    let mean = sum(dx) / dim as f32;
-                    let along = dot(dx, normalized) / dim as f32;
-                    for i in 0..dim {
-                        dx[i] = (dx[i] - mean - normalized[i] * along) * inverse;
-                    }
-                }
-            });
-            share
-        });
-        let mut total = vec![0.0f32; 2 * dim];
-        for share in &shares {
-            widest!(add_multiple(&mut total, 1.0, share));
-        }
-        let d_bias = total.split_off(dim);
+        let mut dx = zeros(x_values.len());
+        let [d_weight, d_bias] = add_gradient(x_values, weights, self.eps, dy, &mut dx);
         Ok((
             x.track_op().then(|| tensor(dx, x.shape())).transpose()?,
-            weight.track_op().then(|| tensor(total, dim)).transpose()?,
-            bias.track_op().then(|| tensor(d_bias, dim)).transpose()?,
+            weight.track_op().then(|| tensor(d_weight, weight.shape())).transpose()?,
+            bias.track_op().then(|| tensor(d_bias, bias.shape())).transpose()?,
         ))
     }
 }

@@ -1,12 +1,11 @@
 //! Linear layers, optionally followed by the exact GELU.
 
 use super::access::{output, stored, tensor, values, wide};
-use super::buffer::build;
-use super::lanes::{add_multiple, normal, widest};
-use super::product::{Before, Threads, multiply};
+use super::buffer::{build, zeros};
+use super::dense::{INVERSE_SQRT_TAU, Weight, column_sums, gelu, gelu_into, repeated};
+use super::lanes::{normal, widest};
+use super::product::Before;
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use ndarray::{ArrayView2, ArrayViewMut2};
-use rayon::prelude::*;
 use std::sync::OnceLock;
 
 /// What follows the product.
@@ -74,8 +73,6 @@ struct Linear {
     before_activation: OnceLock<Vec<f32>>,
 }
 
-/// Rows of one task of the passes over rows (not of the products).
-const ROWS: usize = 32;
 /// Values of one task of the elementwise passes.
 const PART: usize = 1 << 14;
 
@@ -89,38 +86,16 @@ impl Linear {
         let (outputs, inputs) = weight_layout.shape().dims2()?;
         let (x, weight) = (values(x, x_layout)?, values(weight, weight_layout)?);
         let rows = x_layout.shape().elem_count() / inputs;
-        let (mut y, _) = build(rows * outputs, ROWS * outputs, |_, part| {
-            if let Some(bias) = bias {
-                part.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-            }
-        });
-        let before = if bias.is_some() { Before::Kept } else { Before::Ignored };
-        let out = matrix_mut(&mut y, rows, outputs)?;
-        multiply(
-            out,
-            before,
-            1.0,
-            matrix(x, rows, inputs)?,
-            matrix(weight, outputs, inputs)?.t(),
-            Threads::All,
-        );
+        let (mut y, before) = match bias {
+            Some(bias) => (repeated(bias, rows), Before::Kept),
+            None => (zeros(rows * outputs), Before::Ignored),
+        };
+        Weight::new(weight, outputs, inputs).apply(x, before, &mut y);
         if self.activation == Activation::Gelu && !self.tracked {
-            y.par_chunks_mut(PART).for_each(|part| {
-                widest!({
-                    for u in part.iter_mut() {
-                        *u *= normal(*u).0;
-                    }
-                });
-            });
+            gelu(&mut y, outputs, None);
         } else if self.activation == Activation::Gelu {
-            let (activated, _) = build(y.len(), PART, |part, activated| {
-                let u = &y[part * PART..][..activated.len()];
-                widest!({
-                    for (activated, &u) in activated.iter_mut().zip(u) {
-                        *activated = u * normal(u).0;
-                    }
-                });
-            });
+            let mut activated = zeros(y.len());
+            gelu_into(&y, outputs, None, &mut activated);
             let u = std::mem::replace(&mut y, activated);
             // an operation object lives for one call, so the cell is empty; a second value would be the same
             self.before_activation.get_or_init(|| u);
@@ -167,66 +142,24 @@ impl Linear {
                 &du[..]
             }
         };
-        let rows = dy.len() / outputs;
-        let dy_matrix = matrix(dy, rows, outputs)?;
+        let layer = Weight::new(weights, outputs, inputs);
         let dx = if x.track_op() {
-            let (mut dx, _) = build(rows * inputs, ROWS * inputs, |_, _| ());
-            let out = matrix_mut(&mut dx, rows, inputs)?;
-            multiply(out, Before::Ignored, 1.0, dy_matrix, matrix(weights, outputs, inputs)?, Threads::All);
+            let mut dx = zeros(x_values.len());
+            layer.input_gradient(1.0, dy, &mut dx);
             Some(tensor(dx, x.shape())?)
         } else {
             None
         };
-        let d_weight = if weight.track_op() {
-            let (mut d_weight, _) = build(outputs * inputs, ROWS * inputs, |_, _| ());
-            let out = matrix_mut(&mut d_weight, outputs, inputs)?;
-            multiply(out, Before::Ignored, 1.0, dy_matrix.t(), matrix(x_values, rows, inputs)?, Threads::All);
-            Some(tensor(d_weight, weight.shape())?)
-        } else {
-            None
+        let d_weight = match weight.track_op() {
+            true => Some(tensor(layer.gradient(1.0, dy, x_values), weight.shape())?),
+            false => None,
         };
         let d_bias = match bias {
-            Some(bias) if bias.track_op() => Some(tensor(column_sums(dy, outputs), outputs)?),
+            Some(bias) if bias.track_op() => Some(tensor(column_sums(dy, outputs, None), outputs)?),
             _ => None,
         };
         Ok((dx, d_weight, d_bias))
     }
-}
-
-/// 1 / √(2π).
-const INVERSE_SQRT_TAU: f32 = 0.398_942_3;
-
-/// Rows that one task adds up.
-const SUMMED_ROWS: usize = 128;
-
-/// Sum of the rows of a row-major matrix: parts of rows in parallel, then the parts in order.
-fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
-    let rows = values.len() / columns;
-    let parts = rows.div_ceil(SUMMED_ROWS);
-    let (shares, _) = build(parts * columns, columns, |part, share| {
-        let first = part * SUMMED_ROWS * columns;
-        let rows = &values[first..(first + SUMMED_ROWS * columns).min(values.len())];
-        widest!({
-            for row in rows.chunks_exact(columns) {
-                add_multiple(share, 1.0, row);
-            }
-        });
-    });
-    let mut total = vec![0.0; columns];
-    for share in shares.chunks_exact(columns) {
-        widest!(add_multiple(&mut total, 1.0, share));
-    }
-    total
-}
-
-/// A row-major matrix over a slice.
-fn matrix(values: &[f32], rows: usize, columns: usize) -> Result<ArrayView2<'_, f32>> {
-    ArrayView2::from_shape((rows, columns), values).map_err(candle_core::Error::wrap)
-}
-
-/// The same, for writing.
-fn matrix_mut(values: &mut [f32], rows: usize, columns: usize) -> Result<ArrayViewMut2<'_, f32>> {
-    ArrayViewMut2::from_shape((rows, columns), values).map_err(candle_core::Error::wrap)
 }
 
 impl CustomOp2 for Linear {

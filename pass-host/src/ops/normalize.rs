@@ -1,6 +1,6 @@
 //! L2 normalization of rows, and weight normalization.
 
-use super::access::{output, stored, tensor, values, wide};
+use super::access::{output, tensor, values, wide, with_values};
 use super::buffer::build;
 use super::lanes::{dot, widest};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
@@ -26,54 +26,61 @@ struct L2Normalize {
     eps: f32,
 }
 
+/// Rows divided by their lengths.
+pub(super) fn l2_rows(x: &[f32], dim: usize, eps: f32) -> Vec<f32> {
+    build(x.len(), ROWS * dim, |part, out| {
+        let x = &x[part * ROWS * dim..][..out.len()];
+        widest!({
+            for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
+                let norm = dot(x, x).sqrt();
+                // a comparison rather than `max`: it keeps NaN
+                let inverse = 1.0 / if norm < eps { eps } else { norm };
+                for (out, &x) in out.iter_mut().zip(x) {
+                    *out = x * inverse;
+                }
+            }
+        });
+    })
+    .0
+}
+
+/// Gradient of [`l2_rows`] for the gradient `d_out` of its result.
+pub(super) fn l2_gradient(x: &[f32], d_out: &[f32], dim: usize, eps: f32) -> Vec<f32> {
+    build(x.len(), ROWS * dim, |part, dx| {
+        let place = part * ROWS * dim..part * ROWS * dim + dx.len();
+        let (x, d_out) = (&x[place.clone()], &d_out[place]);
+        widest!({
+            for ((dx, x), d) in dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
+            {
+                let norm = dot(x, x).sqrt();
+                let (inverse, along) = if norm < eps {
+                    (1.0 / eps, 0.0)
+                } else {
+                    (1.0 / norm, dot(x, d) / (norm * norm))
+                };
+                for i in 0..dim {
+                    dx[i] = (d[i] - x[i] * along) * inverse;
+                }
+            }
+        });
+    })
+    .0
+}
+
 impl CustomOp1 for L2Normalize {
     fn name(&self) -> &'static str {
         "l2_normalize"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, dim) = (values(x, layout)?, layout.shape().dim(D::Minus1)?);
-        let (out, _) = build(x.len(), ROWS * dim, |part, out| {
-            let x = &x[part * ROWS * dim..][..out.len()];
-            widest!({
-                for (out, x) in out.chunks_exact_mut(dim).zip(x.chunks_exact(dim)) {
-                    let norm = dot(x, x).sqrt();
-                    // a comparison rather than `max`: it keeps NaN
-                    let inverse = 1.0 / if norm < self.eps { self.eps } else { norm };
-                    for (out, &x) in out.iter_mut().zip(x) {
-                        *out = x * inverse;
-                    }
-                }
-            });
-        });
+        let out = l2_rows(values(x, layout)?, layout.shape().dim(D::Minus1)?, self.eps);
         output(out, layout.shape())
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let gradient = gradient.contiguous()?;
-        let ((x_storage, x_layout), (d_storage, d_layout)) =
-            (x.storage_and_layout(), gradient.storage_and_layout());
-        let (values, d_out) = (stored(&x_storage, x_layout)?, stored(&d_storage, d_layout)?);
         let dim = x.dim(D::Minus1)?;
-        let (dx, _) = build(values.len(), ROWS * dim, |part, dx| {
-            let place = part * ROWS * dim..part * ROWS * dim + dx.len();
-            let (x, d_out) = (&values[place.clone()], &d_out[place]);
-            widest!({
-                for ((dx, x), d) in
-                    dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
-                {
-                    let norm = dot(x, x).sqrt();
-                    let (inverse, along) = if norm < self.eps {
-                        (1.0 / self.eps, 0.0)
-                    } else {
-                        (1.0 / norm, dot(x, d) / (norm * norm))
-                    };
-                    for i in 0..dim {
-                        dx[i] = (d[i] - x[i] * along) * inverse;
-                    }
-                }
-            });
-        });
+        let dx = with_values([x, &gradient], |[x, d_out]| Ok(l2_gradient(x, d_out, dim, self.eps)))?;
         Ok(Some(tensor(dx, x.shape())?))
     }
 }
@@ -96,6 +103,48 @@ pub(super) fn fused_weight(v: &Tensor, g: &Tensor) -> Result<Tensor> {
 
 struct WeightNorm;
 
+/// Rows of `v` of the lengths `g`.
+pub(super) fn weight_rows(v: &[f32], g: &[f32], dim: usize) -> Vec<f32> {
+    build(v.len(), ROWS * dim, |part, out| {
+        let v = &v[part * ROWS * dim..][..out.len()];
+        let g = &g[part * ROWS..];
+        widest!({
+            for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
+                let factor = g / dot(v, v).sqrt();
+                for (out, &v) in out.iter_mut().zip(v) {
+                    *out = v * factor;
+                }
+            }
+        });
+    })
+    .0
+}
+
+/// Gradients of [`weight_rows`] with respect to `v` and `g`.
+pub(super) fn weight_gradient(v: &[f32], g: &[f32], d_out: &[f32], dim: usize) -> (Vec<f32>, Vec<f32>) {
+    let (dv, dg) = build(v.len(), ROWS * dim, |part, dv| {
+        let place = part * ROWS * dim..part * ROWS * dim + dv.len();
+        let (v, d_out) = (&v[place.clone()], &d_out[place]);
+        let g = &g[part * ROWS..];
+        let mut dg = Vec::with_capacity(ROWS);
+        widest!({
+            for (((dv, v), d), g) in
+                dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
+            {
+                let inverse = 1.0 / dot(v, v).sqrt();
+                let along = dot(v, d) * inverse;
+                dg.push(along);
+                let (factor, along) = (g * inverse, along * inverse);
+                for i in 0..dim {
+                    dv[i] = (d[i] - v[i] * along) * factor;
+                }
+            }
+        });
+        dg
+    });
+    (dv, dg.concat())
+}
+
 impl CustomOp2 for WeightNorm {
     fn name(&self) -> &'static str {
         "weight_norm"
@@ -108,19 +157,7 @@ impl CustomOp2 for WeightNorm {
         g: &CpuStorage,
         g_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (v, g, dim) = (values(v, v_layout)?, values(g, g_layout)?, v_layout.dims()[1]);
-        let (out, _) = build(v.len(), ROWS * dim, |part, out| {
-            let v = &v[part * ROWS * dim..][..out.len()];
-            let g = &g[part * ROWS..];
-            widest!({
-                for ((out, v), g) in out.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(g) {
-                    let factor = g / dot(v, v).sqrt();
-                    for (out, &v) in out.iter_mut().zip(v) {
-                        *out = v * factor;
-                    }
-                }
-            });
-        });
+        let out = weight_rows(values(v, v_layout)?, values(g, g_layout)?, v_layout.dims()[1]);
         output(out, v_layout.shape())
     }
 
@@ -132,34 +169,11 @@ impl CustomOp2 for WeightNorm {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
-        let ((v_storage, v_layout), (g_storage, g_layout), (d_storage, d_layout)) =
-            (v.storage_and_layout(), g.storage_and_layout(), gradient.storage_and_layout());
-        let (v_values, g_values, d_out) =
-            (stored(&v_storage, v_layout)?, stored(&g_storage, g_layout)?, stored(&d_storage, d_layout)?);
         let dim = v.dim(1)?;
-        let (dv, dg) = build(v_values.len(), ROWS * dim, |part, dv| {
-            let place = part * ROWS * dim..part * ROWS * dim + dv.len();
-            let (v, d_out) = (&v_values[place.clone()], &d_out[place]);
-            let g = &g_values[part * ROWS..];
-            let mut dg = Vec::with_capacity(ROWS);
-            widest!({
-                for (((dv, v), d), g) in
-                    dv.chunks_exact_mut(dim).zip(v.chunks_exact(dim)).zip(d_out.chunks_exact(dim)).zip(g)
-                {
-                    let inverse = 1.0 / dot(v, v).sqrt();
-                    let along = dot(v, d) * inverse;
-                    dg.push(along);
-                    let (factor, along) = (g * inverse, along * inverse);
-                    for i in 0..dim {
-                        dv[i] = (d[i] - v[i] * along) * factor;
-                    }
-                }
-            });
-            dg
-        });
+        let (dv, dg) = with_values([v, g, &gradient], |[v, g, d_out]| Ok(weight_gradient(v, g, d_out, dim)))?;
         Ok((
             v.track_op().then(|| tensor(dv, v.shape())).transpose()?,
-            g.track_op().then(|| tensor(dg.concat(), g.shape())).transpose()?,
+            g.track_op().then(|| tensor(dg, g.shape())).transpose()?,
         ))
     }
 }

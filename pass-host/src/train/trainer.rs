@@ -136,13 +136,17 @@ impl Trainer {
 
     /// Gradients of a scalar with respect to every trained tensor.
     pub fn gradients(&self, loss: &Tensor) -> Result<Gradients> {
-        let store = loss.backward()?;
+        let sink = self.student.parameters.sink();
+        sink.clear();
+        let mut store = loss.backward()?;
         let mut gradients = HashMap::new();
         for (name, parameter) in self.student.parameters.iter().filter(|(_, parameter)| parameter.trainable) {
-            let Some(gradient) = store.get(&parameter.tensor) else {
-                candle_core::bail!("no gradient reached `{name}`");
+            let gradient = match (sink.take(&parameter.tensor), store.remove(&parameter.tensor)) {
+                (Some(one), Some(other)) => (one + other)?,
+                (Some(gradient), None) | (None, Some(gradient)) => gradient,
+                (None, None) => candle_core::bail!("no gradient reached `{name}`"),
             };
-            gradients.insert(name.to_string(), gradient.clone());
+            gradients.insert(name.to_string(), gradient);
         }
         Ok(gradients)
     }
