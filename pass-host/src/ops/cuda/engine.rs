@@ -2,7 +2,14 @@
 //!
 //! A CUDA tensor runs on its device; a CPU tensor in the emulator, if that was compiled in. All work of a device goes
 //! through one stream, in order, which is why addresses of tensors may be given to launches that finish later.
-#![expect(unsafe_code, reason = "kernels and cuBLAS take raw addresses; sizes are proved from tensors")]
+#![cfg_attr(
+    any(feature = "cuda", feature = "_emulator"),
+    expect(unsafe_code, reason = "kernels and cuBLAS take raw addresses; sizes are proved from tensors")
+)]
+#![cfg_attr(
+    not(any(feature = "cuda", feature = "_emulator")),
+    expect(dead_code, reason = "launches are described the same, but nothing reads them")
+)]
 
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, bail};
@@ -88,10 +95,6 @@ impl Output {
 
 /// What a kernel is given.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(
-    not(any(feature = "cuda", feature = "_emulator")),
-    expect(dead_code, reason = "no backend reads them")
-)]
 enum Argument {
     Address(u64),
     Word(u64),

@@ -56,3 +56,16 @@ pub(in super::super) fn mean_rows(rows: &Tensor) -> Result<Tensor> {
     let (count, columns) = rows.dims2()?;
     scaled_sum(&rows.contiguous()?, columns, 1.0 / count as f32, DType::F32)?.tensor(columns)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn parts_cover_all_rows_and_are_few() {
+        for rows in [1, 511, 512, 513, 32_768, 32_769, 118_784] {
+            let (part, parts) = cut(rows);
+            assert!(parts <= 64 && part * parts >= rows && part * (parts - 1) < rows, "{rows}");
+        }
+    }
+}

@@ -25,6 +25,7 @@ inline thread_local void** arguments;
 inline void body() {
     running(arguments);
     threads[current].state = State::Done;
+    _longjmp(scheduler, 1);
 }
 
 inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
@@ -42,10 +43,7 @@ inline const char* run_warp(unsigned warp, uint64_t& random) {
         shuffle(order, random);
         unsigned waiting = 0;
         for (unsigned t : order) {
-            if (threads[t].state == State::Ready) {
-                current = t, threadIdx = threads[t].index;
-                swapcontext(&scheduler, &threads[t].context);
-            }
+            if (threads[t].state == State::Ready) resume(t);
             waiting += threads[t].state == State::AtWarpBarrier;
         }
         if (waiting == 0) return nullptr;
@@ -58,13 +56,14 @@ inline const char* run_block(unsigned count, uint64_t& random) {
     for (unsigned t = 0; t < count; t++) {
         Thread& thread = threads[t];
         thread.stack.resize(STACK);
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.data();
-        thread.context.uc_stack.ss_size = thread.stack.size();
-        thread.context.uc_link = &scheduler;
-        makecontext(&thread.context, body, 0);
+        getcontext(&thread.start);
+        thread.start.uc_stack.ss_sp = thread.stack.data();
+        thread.start.uc_stack.ss_size = thread.stack.size();
+        thread.start.uc_link = nullptr;
+        makecontext(&thread.start, body, 0);
         thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
         thread.state = State::Ready;
+        thread.started = false;
         thread.shuffles = 0;
     }
     std::vector<unsigned> warps(count / LANES);

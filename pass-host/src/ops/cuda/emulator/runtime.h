@@ -3,6 +3,7 @@
 // them, their lanes in random order too, and shared memory starts as garbage: a missing barrier gives wrong numbers. A
 // barrier that not all threads reach is an error.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -57,10 +58,13 @@ namespace emulator {
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
 
 struct Thread {
-    ucontext_t context;
+    // where it starts, then where it goes on: jumps need no system call, contexts do
+    ucontext_t start;
+    jmp_buf place;
     std::vector<char> stack;
     Dimensions index;
     State state;
+    bool started;
     unsigned shuffles;
 };
 
@@ -69,14 +73,25 @@ constexpr size_t STACK = 64 << 10;
 
 inline thread_local std::vector<Thread> threads;
 inline thread_local unsigned current;
-inline thread_local ucontext_t scheduler;
+inline thread_local jmp_buf scheduler;
 inline thread_local std::vector<double> dynamic_shared;
 // two sets, used in turns: a lane may write its next value before another has read the last
 inline thread_local std::vector<uint64_t> slots[2];
 
-inline void wait(State state) {
-    threads[current].state = state;
-    swapcontext(&threads[current].context, &scheduler);
+[[gnu::noinline]] inline void wait(State state) {
+    Thread& self = threads[current];
+    self.state = state;
+    if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
+}
+
+// Runs a thread until it waits or ends.
+[[gnu::noinline]] inline void resume(unsigned number) {
+    Thread& thread = threads[number];
+    current = number, threadIdx = thread.index;
+    if (_setjmp(scheduler) != 0) return;
+    if (thread.started) _longjmp(thread.place, 1);
+    thread.started = true;
+    setcontext(&thread.start);
 }
 
 template <class V> V exchange(V value, unsigned source) {
