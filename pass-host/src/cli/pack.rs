@@ -23,7 +23,7 @@ use crate::pack::{self, PackError, PackFormat, PackSettings, PackSummary};
   pass-host pack PHOTOS --out photos.shard --format raw --size 256      nothing to decode, 200 KB an image
   pass-host train photos.shard MORE_PHOTOS more.tar
 
-A crop shows a part of the image, so a shorter side of twice that of the crops loses little.")]
+A global crop shows a quarter of the image or more: from a shorter side of twice its size on it is hardly enlarged.")]
 pub(super) struct PackArgs {
     /// Folders, image files, tars, shards or @lists.
     #[arg(value_name = "IMAGES", required = true)]
