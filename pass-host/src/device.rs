@@ -216,7 +216,10 @@ mod tests {
     fn auto_always_finds_a_device() {
         assert!(choose(DeviceChoice::Auto, Precision::F32).is_ok());
         if !CUDA_COMPILED {
-            assert!(matches!(choose(DeviceChoice::Cuda(None), Precision::F32), Err(DeviceError::NotCompiled)));
+            assert!(matches!(
+                choose(DeviceChoice::Cuda(None), Precision::F32),
+                Err(DeviceError::NotCompiled)
+            ));
         }
     }
 }

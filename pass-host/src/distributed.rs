@@ -10,6 +10,7 @@
 //! | `single` | a process on its own |
 //! | `mpi` | any MPI, behind the feature `mpi` |
 //! | `nccl`, `rendezvous` | one GPU a rank, behind the feature `nccl` |
+//! | `worker` | the thread that owns either library |
 //! | [`reducer`] | gradients added up over all ranks while the backward pass goes on |
 //! | [`error`] | why ranks cannot work together |
 
@@ -25,6 +26,8 @@ mod rendezvous;
 mod single;
 #[cfg(test)]
 pub(crate) mod threads;
+#[cfg(any(feature = "mpi", feature = "nccl", test))]
+mod worker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -96,6 +99,21 @@ pub struct Ranks {
     fail_together: Arc<AtomicBool>,
 }
 
+/// The GPU of this rank, if `device` asks for one or finds one.
+#[cfg(feature = "nccl")]
+fn gpu_of(
+    launch: &Launch,
+    device: DeviceChoice,
+) -> Result<Option<candle_core::CudaDevice>, DistributedError> {
+    use crate::device::{Precision, choose};
+    let chosen = choose(device.of_rank(launch.local_rank), Precision::F32)
+        .map_err(|error| DistributedError::Nccl { reason: error.to_string() })?;
+    Ok(match chosen.device {
+        candle_core::Device::Cuda(gpu) => Some(gpu),
+        _ => None,
+    })
+}
+
 impl fmt::Debug for Ranks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "rank {} of {} ({})", self.rank(), self.size(), self.engine.name())
@@ -134,21 +152,21 @@ impl Ranks {
 
     fn start(launch: &Launch, device: DeviceChoice) -> Result<Self, DistributedError> {
         #[cfg(feature = "nccl")]
-        if let Ok(crate::device::Compute { device: candle_core::Device::Cuda(gpu), .. }) =
-            crate::device::choose(device.of_rank(launch.local_rank), crate::device::Precision::F32)
-        {
+        if let Some(gpu) = gpu_of(launch, device)? {
             return Ok(Self::over(nccl::Nccl::start(launch, gpu)?));
         }
         #[cfg(feature = "mpi")]
         if launch.by_mpi {
             return Ok(Self::over(mpi::Mpi::start(launch)?));
         }
-        let missing = match device {
-            DeviceChoice::Cpu => "the feature `mpi`",
-            _ => "the features `mpi` (CPU) or `nccl` (GPU)",
+        let reason = match (cfg!(feature = "mpi"), cfg!(feature = "nccl"), device) {
+            (true, _, _) => "MPI needs an MPI launcher, `mpirun` or `srun`",
+            (false, true, _) => "NCCL needs a GPU for every rank, and `mpi` is not built in",
+            (false, false, DeviceChoice::Cpu) => "it was built without the feature `mpi`",
+            (false, false, _) => "it was built without the feature `mpi` (or `nccl`, for GPUs)",
         };
         let Launch { rank, size, variables, .. } = *launch;
-        Err(DistributedError::NoEngine { rank, size, variables, missing })
+        Err(DistributedError::NoEngine { rank, size, variables, reason })
     }
 
     /// Number of this process.

@@ -18,9 +18,9 @@ pub mod probe;
 pub mod schedule;
 pub mod start;
 pub mod state;
-pub mod trainer;
 #[cfg(test)]
 mod tests;
+pub mod trainer;
 pub mod vitals;
 
 use std::error::Error;
@@ -66,7 +66,8 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let (config, ranks) = (&settings.config, &settings.ranks);
     let cache = (!settings.dry_run).then(|| settings.out.join("index.bin"));
     let new = ranks.is_first() && !settings.out.exists();
-    let index = ranks.decide(|| ImageIndex::build(&config.data, cache.as_deref()).map_err(TrainError::from))?;
+    let index =
+        ranks.decide(|| ImageIndex::build(&config.data, cache.as_deref()).map_err(TrainError::from))?;
     let index = Arc::new(index);
     let checked = config.check_images(index.len(), ranks.size()).map_err(TrainError::from);
     let probe = match ranks.first(|| checked.and_then(|()| Ok(Probe::open(config)?))) {
@@ -426,8 +427,7 @@ impl<'a> Run<'a> {
         };
         self.progress.say(&format!(
             "warning: {what}, {} times in a row; going back to step {}",
-            self.skipped,
-            start.place.step
+            self.skipped, start.place.step
         ));
         self.roll_back(start)?;
         Ok(None)
@@ -435,7 +435,11 @@ impl<'a> Run<'a> {
 
     /// The last checkpoint, if there is one.
     fn reopen(&self) -> Result<Option<Start>, TrainError> {
-        let open = || Ok::<_, TrainError>(checkpoint::open_latest(&self.checkpoints)?.map(|found| found.path().to_owned()));
+        let open = || {
+            Ok::<_, TrainError>(
+                checkpoint::open_latest(&self.checkpoints)?.map(|found| found.path().to_owned()),
+            )
+        };
         let Some(path) = self.ranks.decide(open)? else { return Ok(None) };
         let resume = || Start::resumed(self.settings, &self.index, &Checkpoint::open(&path)?);
         Start::on_all_ranks(self.settings, resume).map(Some)
@@ -509,7 +513,8 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let checksums = self.ranks.exchange(&self.trainer.checksum()?)?;
-        let ranks: Vec<usize> = (0..checksums.len()).filter(|&rank| checksums[rank] != checksums[0]).collect();
+        let ranks: Vec<usize> =
+            (0..checksums.len()).filter(|&rank| checksums[rank] != checksums[0]).collect();
         match ranks.is_empty() {
             true => Ok(()),
             false => Err(TrainError::RanksDiffer { step: self.step, ranks }),

@@ -338,13 +338,7 @@ impl Shared {
 
 impl Batch {
     fn empty() -> Self {
-        Self {
-            start: 0,
-            epoch: 0,
-            images: Vec::new(),
-            global: Vec::new(),
-            local: Vec::new(),
-        }
+        Self { start: 0, epoch: 0, images: Vec::new(), global: Vec::new(), local: Vec::new() }
     }
 }
 

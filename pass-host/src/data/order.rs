@@ -61,9 +61,7 @@ impl Order {
     pub fn steps_left(&self, cursor: u64, epochs: u64) -> u64 {
         let start = self.start(cursor);
         match epochs.checked_sub(self.epoch(start) + 1) {
-            Some(whole) => {
-                (self.images - start % self.images) / self.batch + whole * self.steps_per_epoch()
-            }
+            Some(whole) => (self.images - start % self.images) / self.batch + whole * self.steps_per_epoch(),
             None => 0,
         }
     }
@@ -78,7 +76,9 @@ mod tests {
     fn the_rest_of_an_epoch_is_passed_over() {
         let order = Order { seed: 1, images: 10, batch: 4 };
         let starts: Vec<u64> =
-            std::iter::successors(Some(0), |&cursor| Some(order.start(order.after(cursor)))).take(5).collect();
+            std::iter::successors(Some(0), |&cursor| Some(order.start(order.after(cursor))))
+                .take(5)
+                .collect();
         assert_eq!(starts, [0, 4, 10, 14, 20]);
         assert_eq!((order.steps(8), order.steps(10), order.cursor(2)), (2, 2, 10));
         assert_eq!((order.steps_left(0, 3), order.steps_left(4, 3), order.steps_left(8, 1)), (6, 5, 0));
@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn another_batch_goes_on_at_the_same_place() {
-        let (four, three) = (Order { seed: 1, images: 26, batch: 8 }, Order { seed: 1, images: 26, batch: 6 });
+        let (four, three) =
+            (Order { seed: 1, images: 26, batch: 8 }, Order { seed: 1, images: 26, batch: 6 });
         let cursor = four.after(four.cursor(4)); // the second batch of epoch 1 is done
         assert_eq!(cursor, 26 + 16);
         assert_eq!(three.start(cursor), cursor, "no image is left out, none comes twice");

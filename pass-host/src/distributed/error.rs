@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum DistributedError {
     /// Started as one of several, by a program that has no engine for it.
-    #[error("this process is rank {rank} of {size} ({variables}), and this program cannot train with several: it was built without {missing}")]
+    #[error(
+        "this process is rank {rank} of {size} ({variables}), and cannot train with the others: {reason}"
+    )]
     NoEngine {
         /// Its rank.
         rank: usize,
@@ -13,8 +15,8 @@ pub enum DistributedError {
         size: usize,
         /// The environment variables that say so.
         variables: &'static str,
-        /// The features that would help.
-        missing: &'static str,
+        /// What is missing.
+        reason: &'static str,
     },
     /// The launcher says something that makes no sense.
     #[error("environment variable `{variable}`: expected {expected}, found {found}")]

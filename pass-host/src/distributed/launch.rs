@@ -142,7 +142,9 @@ mod tests {
     use super::*;
 
     fn read(environment: &[(&str, &str)]) -> Result<Option<Launch>, DistributedError> {
-        Launch::read(|name| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into()))
+        Launch::read(|name| {
+            environment.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).into())
+        })
     }
 
     #[test]
@@ -179,8 +181,7 @@ mod tests {
         ];
         for (environment, expected) in cases {
             let launch = read(environment).unwrap().expect("one of several");
-            let found =
-                (launch.rank, launch.size, launch.local_rank, launch.local_size, launch.by_mpi);
+            let found = (launch.rank, launch.size, launch.local_rank, launch.local_size, launch.by_mpi);
             assert_eq!(found, expected, "{environment:?}");
         }
     }
@@ -189,7 +190,9 @@ mod tests {
     fn a_process_on_its_own_is_not_one_of_several() {
         let batch_script = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")];
         let one = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "1")];
-        for environment in [&[][..], &[("RANK", "2")], &[("RANK", ""), ("WORLD_SIZE", "")], &batch_script, &one] {
+        for environment in
+            [&[][..], &[("RANK", "2")], &[("RANK", ""), ("WORLD_SIZE", "")], &batch_script, &one]
+        {
             assert_eq!(read(environment).unwrap(), None, "{environment:?}");
         }
         let task = [("SLURM_PROCID", "1"), ("SLURM_NTASKS", "8")];

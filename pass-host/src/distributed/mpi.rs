@@ -1,22 +1,21 @@
 //! Ranks over MPI, any implementation, any launcher.
 //!
-//! One thread owns MPI and does what it is told, one job after the other, so that gradients travel while the backward
-//! pass goes on and the library need not know more than one thread. It asks for progress and sleeps in between: an MPI
-//! call that waits would hold a core which the others compute with.
+//! The thread that owns MPI asks for progress and sleeps in between: an MPI call that waits would hold a core which the
+//! others compute with.
 
-use std::sync::Mutex;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use candle_core::{CpuStorage, Device, Storage, Tensor};
 use mpi::Threading;
 use mpi::collective::SystemOperation;
+use mpi::environment::Universe;
 use mpi::request::{Request, Scope};
 use mpi::topology::SimpleCommunicator;
-use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 
 use super::launch::Launch;
+use super::worker::Worker;
 use super::{DistributedError, Engine, Pending};
 
 /// Values of one MPI call: its counts are 31 bits.
@@ -25,72 +24,32 @@ const MOST_VALUES: usize = 1 << 28;
 const EAGER: usize = 64;
 const NAP: Duration = Duration::from_micros(50);
 
-type Job = Box<dyn FnOnce(&SimpleCommunicator) + Send>;
-
 /// The engine.
 pub(super) struct Mpi {
     rank: usize,
     size: usize,
     local_rank: usize,
-    /// `None` once the last job is given.
-    jobs: Mutex<Option<Sender<Job>>>,
-    thread: Option<JoinHandle<()>>,
+    worker: Worker<Universe>,
 }
 
 impl Mpi {
     /// Starts MPI and checks that it sees the ranks that the launcher started.
     pub(super) fn start(launch: &Launch) -> Result<Self, DistributedError> {
-        let (jobs, inbox) = channel::<Job>();
-        let (tell, told) = channel();
-        let thread = thread::spawn(move || serve(&inbox, &tell));
-        let (rank, size, local_rank) = told.recv().map_err(|_| DistributedError::Mpi {
-            reason: "it did not start; it writes the reason to standard error".into(),
-        })??;
-        let engine =
-            Self { rank, size, local_rank, jobs: Mutex::new(Some(jobs)), thread: Some(thread) };
+        let (worker, (rank, size, local_rank)) = Worker::start(|| {
+            let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
+                return Err(DistributedError::Mpi { reason: "it was started before in this process".into() });
+            };
+            let world = universe.world();
+            let here = world.split_shared(world.rank());
+            let place = (world.rank() as usize, world.size() as usize, here.rank() as usize);
+            drop(here);
+            Ok((universe, place))
+        })?;
         if size != launch.size {
             let (expected, variables) = (launch.size, launch.variables);
             return Err(DistributedError::OtherMpi { expected, variables, found: size });
         }
-        Ok(engine)
-    }
-
-    /// Gives the thread a job; the result is waited for with the returned receiver.
-    fn submit<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&SimpleCommunicator) -> T + Send + 'static,
-    ) -> Result<Receiver<T>, DistributedError> {
-        let (reply, result) = channel();
-        let jobs = self.jobs.lock().map_err(|_| DistributedError::Lost)?;
-        let sender = jobs.as_ref().ok_or(DistributedError::Lost)?;
-        // nobody waits for the result of a step that was given up
-        let job: Job = Box::new(move |world| drop(reply.send(job(world))));
-        sender.send(job).map_err(|_| DistributedError::Lost)?;
-        Ok(result)
-    }
-
-    fn wait<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&SimpleCommunicator) -> T + Send + 'static,
-    ) -> Result<T, DistributedError> {
-        self.submit(job)?.recv().map_err(|_| DistributedError::Lost)
-    }
-}
-
-type Place = (usize, usize, usize);
-
-/// The thread: starts MPI, does the jobs, ends MPI.
-fn serve(inbox: &Receiver<Job>, tell: &Sender<Result<Place, DistributedError>>) {
-    let Some((universe, _)) = mpi::initialize_with_threading(Threading::Funneled) else {
-        let reason = "it was started before in this process".into();
-        return drop(tell.send(Err(DistributedError::Mpi { reason })));
-    };
-    let world = universe.world();
-    let here = world.split_shared(world.rank());
-    let place = (world.rank() as usize, world.size() as usize, here.rank() as usize);
-    drop(here);
-    if tell.send(Ok(place)).is_ok() {
-        inbox.iter().for_each(|job| job(&world));
+        Ok(Self { rank, size, local_rank, worker })
     }
 }
 
@@ -107,7 +66,7 @@ fn complete<'a, D: ?Sized, S: Scope<'a>>(mut request: Request<'a, D, S>) {
     }
 }
 
-fn sum<T: mpi::traits::Equivalence + Copy + Default>(world: &SimpleCommunicator, own: &[T]) -> Vec<T> {
+fn sum<T: Equivalence + Copy + Default>(world: &SimpleCommunicator, own: &[T]) -> Vec<T> {
     let mut total = vec![T::default(); own.len()];
     for (own, total) in own.chunks(MOST_VALUES).zip(total.chunks_mut(MOST_VALUES)) {
         mpi::request::scope(|scope| {
@@ -133,7 +92,8 @@ fn sum_tensor(world: &SimpleCommunicator, tensor: &Tensor) -> candle_core::Resul
     let on_cpu = tensor.to_device(&Device::Cpu)?.contiguous()?;
     let total = {
         let (storage, layout) = on_cpu.storage_and_layout();
-        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) = (&*storage, layout.contiguous_offsets())
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) =
+            (&*storage, layout.contiguous_offsets())
         else {
             candle_core::bail!("ranks add up f32 tensors, found {}", tensor.dtype().as_str());
         };
@@ -160,44 +120,37 @@ impl Engine for Mpi {
     }
 
     fn start_sum(&self, tensor: Tensor) -> Result<Pending, DistributedError> {
-        let result = self.submit(move |world| sum_tensor(world, &tensor))?;
+        let result = self.worker.submit(move |mpi| sum_tensor(&mpi.world(), &tensor))?;
         Ok(Box::new(move || Ok(result.recv().map_err(|_| DistributedError::Lost)??)))
     }
 
     fn sum(&self, values: &mut [f64]) -> Result<(), DistributedError> {
         let own = values.to_vec();
-        values.copy_from_slice(&self.wait(move |world| sum(world, &own))?);
+        values.copy_from_slice(&self.worker.wait(move |mpi| sum(&mpi.world(), &own))?);
         Ok(())
     }
 
     fn broadcast(&self, root: usize, bytes: &mut Vec<u8>) -> Result<(), DistributedError> {
         let own = std::mem::take(bytes);
-        *bytes = self.wait(move |world| broadcast(world, root, own))?;
+        *bytes = self.worker.wait(move |mpi| broadcast(&mpi.world(), root, own))?;
         Ok(())
     }
 
     fn barrier(&self) -> Result<(), DistributedError> {
-        self.wait(|world| complete(world.immediate_barrier()))
+        self.worker.wait(|mpi| complete(mpi.world().immediate_barrier()))
     }
 
     fn abort(&self, code: i32) -> ! {
-        self.wait::<()>(move |world| world.abort(code)).ok();
+        self.worker.wait::<()>(move |mpi| mpi.world().abort(code)).ok();
         std::process::exit(code)
     }
 }
 
 impl Drop for Mpi {
-    /// Ends MPI together with the other ranks; a panic does not wait for them but ends the job.
+    /// A rank that panics ends the job instead of waiting for the others.
     fn drop(&mut self) {
         if thread::panicking() {
             self.abort(PANICKED);
-        }
-        if let Ok(mut jobs) = self.jobs.lock() {
-            jobs.take();
-        }
-        if let Some(thread) = self.thread.take() {
-            // a panic of the thread has written its message
-            thread.join().ok();
         }
     }
 }

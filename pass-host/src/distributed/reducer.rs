@@ -247,12 +247,12 @@ mod tests {
 
     #[test]
     fn the_backward_pass_hands_over_complete_gradients() {
-        let (a, b) = (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[3f32, 4.0], &Device::Cpu).unwrap());
+        let (a, b) =
+            (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[3f32, 4.0], &Device::Cpu).unwrap());
         let buckets = Arc::new(Buckets::new([("b".into(), 2.into()), ("a".into(), 2.into())], 8));
         let reducer = Arc::new(Reducer::new(&Ranks::single(), &buckets, None));
-        let parameter = |var: &Var, name| {
-            handed_over(var.as_tensor(), &reducer, buckets.index(name).unwrap()).unwrap()
-        };
+        let parameter =
+            |var: &Var, name| handed_over(var.as_tensor(), &reducer, buckets.index(name).unwrap()).unwrap();
         let (x, y) = (parameter(&a, "a"), parameter(&b, "b"));
         // d/da (a·b + a²) = b + 2a; d/db = a; both uses of a before it is handed over
         let loss = ((&x * &y).unwrap() + x.sqr().unwrap()).unwrap().sum_all().unwrap();

@@ -31,7 +31,13 @@ pub(super) fn address(
     let host = match variable("MASTER_ADDR").filter(|host| !host.is_empty()) {
         Some(host) => host,
         None if launch.local_size == Some(launch.size) => "127.0.0.1".into(),
-        None => return Err(invalid("MASTER_ADDR", "the host of rank 0, for ranks on several machines", "none".into())),
+        None => {
+            return Err(invalid(
+                "MASTER_ADDR",
+                "the host of rank 0, for ranks on several machines",
+                "none".into(),
+            ));
+        }
     };
     let port = match variable("MASTER_PORT").filter(|port| !port.is_empty()) {
         None => PORT,
@@ -150,8 +156,11 @@ mod tests {
         assert_eq!(address(&launch(1, 3), with(&[])).unwrap(), ("127.0.0.1".into(), PORT));
         let pairs: &'static [(&str, &str)] = Box::leak(Box::new(given));
         assert_eq!(address(&launch(1, 1), with(pairs)).unwrap(), ("node7".into(), 1234));
-        let torchrun: &'static [(&str, &str)] =
-            Box::leak(Box::new([("MASTER_ADDR", "a"), ("MASTER_PORT", "5"), ("TORCHELASTIC_USE_AGENT_STORE", "True")]));
+        let torchrun: &'static [(&str, &str)] = Box::leak(Box::new([
+            ("MASTER_ADDR", "a"),
+            ("MASTER_PORT", "5"),
+            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
+        ]));
         assert_eq!(address(&launch(1, 1), with(torchrun)).unwrap().1, 6);
         assert!(address(&launch(1, 3), with(&[("MASTER_PORT", "x")])).is_err());
     }

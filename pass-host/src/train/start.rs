@@ -120,12 +120,10 @@ impl Start {
         };
         let (own, stored) = (config.optim.batch, state.config.optim.batch);
         if order.batch != batch && own != stored {
-            let tell = |part: usize, all: u64| format!("{part} ({} ranks, {all} images a step)", all / part as u64);
-            let differences = vec![format!(
-                "`optim.batch` was {}, is {}",
-                tell(stored, batch),
-                tell(own, order.batch)
-            )];
+            let tell =
+                |part: usize, all: u64| format!("{part} ({} ranks, {all} images a step)", all / part as u64);
+            let differences =
+                vec![format!("`optim.batch` was {}, is {}", tell(stored, batch), tell(own, order.batch))];
             return Err(TrainError::OtherConfig { run: run(), differences });
         }
         let found = data_hash(index);

@@ -121,8 +121,10 @@ impl Trainer {
         match own {
             Some(trainer) if ranks.several() => {
                 for part in trainer.to_parts() {
-                    let tensors = part.iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)));
-                    let tensors = tensors.collect::<candle_core::Result<Vec<_>>>().map_err(DistributedError::from)?;
+                    let tensors =
+                        part.iter().map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?)));
+                    let tensors =
+                        tensors.collect::<candle_core::Result<Vec<_>>>().map_err(DistributedError::from)?;
                     let bytes = safetensors::serialize(tensors, None).map_err(candle_core::Error::from);
                     ranks.share_bytes(bytes.map_err(DistributedError::from)?)?;
                 }

@@ -58,7 +58,10 @@ fn train(out: &Path, ranks: usize, change: impl Fn(&mut TrainConfig) + Sync) -> 
     });
     let first = outcomes[0].clone();
     for outcome in outcomes {
-        assert_eq!((outcome.ending, outcome.step, outcome.total_steps), (first.ending, first.step, first.total_steps));
+        assert_eq!(
+            (outcome.ending, outcome.step, outcome.total_steps),
+            (first.ending, first.step, first.total_steps)
+        );
         assert_eq!(outcome.loss, first.loss);
     }
     first
@@ -119,7 +122,9 @@ fn another_number_of_ranks_goes_on_at_the_same_image() {
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("run");
     train(&run, 4, |config| config.optim.epochs = 8);
-    let other = |epochs: usize| move |config: &mut TrainConfig| (config.optim.batch, config.optim.epochs) = (2, epochs);
+    let other = |epochs: usize| {
+        move |config: &mut TrainConfig| (config.optim.batch, config.optim.epochs) = (2, epochs)
+    };
     // the configuration says eight epochs, so the end is taken away instead
     fs::remove_dir_all(run.join("checkpoints/step-00000024")).unwrap();
     let state = |run: &Path| open_at(run).unwrap().unwrap().state::<RunState>().unwrap();
@@ -155,7 +160,10 @@ fn the_same_total_may_be_shared_otherwise_another_may_not() {
         config.optim.batch = 3;
         run_error(&settings(&run, config, &ranks))
     });
-    assert!(refused[0].contains("`optim.batch` was 2 (4 ranks, 8 images a step), is 3 (2 ranks, 6"), "{refused:?}");
+    assert!(
+        refused[0].contains("`optim.batch` was 2 (4 ranks, 8 images a step), is 3 (2 ranks, 6"),
+        "{refused:?}"
+    );
     assert!(refused[1].contains("rank 0 stopped the job"), "{refused:?}");
 }
 
@@ -244,7 +252,8 @@ fn bad_images_are_found_by_all_and_listed_once() {
     let photos = folder.path().join("photos");
     fs::create_dir(&photos).unwrap();
     for number in 0..12u8 {
-        let picture = image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([(x * 6) as u8, (y * 6) as u8, number * 20]));
+        let picture =
+            image::RgbImage::from_fn(40, 40, |x, y| image::Rgb([(x * 6) as u8, (y * 6) as u8, number * 20]));
         picture.save(photos.join(format!("{number:02}.png"))).unwrap();
     }
     for bad in ["03.png", "10.png"] {

@@ -289,3 +289,124 @@ fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {
     }
     Ok(sum)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
+
+    use super::*;
+    use crate::config::Arch;
+    use crate::distributed::{DistributedError, Engine, Pending};
+    use crate::objective::forward::CropGroup;
+
+    /// Counts the gradients that are complete.
+    struct Count(Arc<AtomicUsize>);
+
+    impl CustomOp1 for Count {
+        fn name(&self) -> &'static str {
+            "count"
+        }
+
+        fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+            Ok((storage.clone(), layout.shape().clone()))
+        }
+
+        fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Some(gradient.clone()))
+        }
+    }
+
+    /// Notes how many gradients were complete whenever one is sent.
+    struct Spy {
+        complete: Arc<AtomicUsize>,
+        sent_at: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Engine for Spy {
+        fn name(&self) -> &'static str {
+            "spy"
+        }
+
+        fn rank(&self) -> usize {
+            0
+        }
+
+        fn size(&self) -> usize {
+            2
+        }
+
+        fn local_rank(&self) -> usize {
+            0
+        }
+
+        fn start_sum(&self, tensor: Tensor) -> std::result::Result<Pending, DistributedError> {
+            self.sent_at.lock().unwrap().push(self.complete.load(Ordering::Relaxed));
+            Ok(Box::new(move || Ok(tensor)))
+        }
+
+        fn sum(&self, _: &mut [f64]) -> std::result::Result<(), DistributedError> {
+            Ok(())
+        }
+
+        fn broadcast(&self, _: usize, _: &mut Vec<u8>) -> std::result::Result<(), DistributedError> {
+            Ok(())
+        }
+
+        fn barrier(&self) -> std::result::Result<(), DistributedError> {
+            Ok(())
+        }
+
+        fn abort(&self, code: i32) -> ! {
+            panic!("{code}")
+        }
+    }
+
+    #[test]
+    fn gradients_leave_while_the_backward_pass_goes_on() {
+        let mut config = TrainConfig::default();
+        (config.model.arch, config.model.dim, config.model.depth, config.model.heads) =
+            (Arch::Custom, 16, 6, 2);
+        (config.model.patch_size, config.augment.global_size, config.augment.local_size) = (8, 32, 16);
+        (config.head.hidden, config.head.bottleneck) = (16, 8);
+        (config.head.class_prototypes, config.head.patch_prototypes) = (16, 16);
+        let group = |side: usize| CropGroup {
+            images: Tensor::randn(0f32, 1.0, (4, 3, side, side), &Device::Cpu).unwrap(),
+            crops: 2,
+            drop_path: None,
+        };
+        let crops = Crops { batch: 2, global: group(32), local: Some(group(16)) };
+
+        let (complete, sent_at) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let ranks = Ranks::over(Spy { complete: Arc::clone(&complete), sent_at: Arc::clone(&sent_at) });
+        let student = Trainer::fresh_student(&config, &Device::Cpu).unwrap();
+        let trainer = Trainer::new(&config, student, &Device::Cpu).unwrap().among(&ranks);
+        let names = trainer.architecture.specification().into_iter().rev().filter(|tensor| tensor.trainable);
+        let buckets = Arc::new(Buckets::new(names.map(|tensor| (tensor.name, tensor.shape.into())), 0));
+        let reducer = Arc::new(Reducer::new(&ranks, &buckets, None));
+        let parameters = trainer.student.parameters.iter().map(|(name, parameter)| {
+            let tensor = match buckets.index(name) {
+                Some(index) => handed_over(&parameter.tensor, &reducer, index).unwrap(),
+                None => parameter.tensor.clone(),
+            };
+            (name.to_owned(), tensor.apply_op1(Count(Arc::clone(&complete))).unwrap())
+        });
+        let student = Network::new(&trainer.architecture, parameters.collect(), trainer.ops).unwrap();
+        trainer.losses_of(&student, &crops, 0.05).unwrap().total.backward().unwrap();
+        assert_eq!(reducer.finish().unwrap().len(), buckets.len());
+
+        let sent_at = sent_at.lock().unwrap();
+        let behind =
+            |share: f64| sent_at[(share * buckets.len() as f64) as usize] as f64 / buckets.len() as f64;
+        for share in [0.25, 0.5, 0.75] {
+            assert!(
+                behind(share) < share + 0.15,
+                "{share} of the gradients left when {} were complete",
+                behind(share)
+            );
+        }
+    }
+}

@@ -50,7 +50,11 @@ fn batches_do_not_depend_on_workers_prefetch_or_start() {
         assert_eq!(take(LoaderSettings { workers, prefetch, ..base.clone() }, 8), expected);
     }
     assert_eq!(take(LoaderSettings { cursor: 14 + 8, ..base.clone() }, 3), expected[5..]);
-    assert_eq!(take(LoaderSettings { cursor: 12, ..base.clone() }, 3), expected[3..6], "no batch is left in epoch 0");
+    assert_eq!(
+        take(LoaderSettings { cursor: 12, ..base.clone() }, 3),
+        expected[3..6],
+        "no batch is left in epoch 0"
+    );
     assert_ne!(take(LoaderSettings { seed: 8, ..base }, 1)[0].global, expected[0].global);
 }
 
@@ -67,13 +71,18 @@ fn ranks_together_see_the_batch_of_one() {
         let parts: Vec<_> = (0..ranks).map(|rank| take(part(rank), 7)).collect();
         for (number, expected) in expected.iter().enumerate() {
             let of = |rank: usize| &parts[rank][number];
-            assert!((0..ranks).all(|rank| (of(rank).start, of(rank).epoch) == (expected.start, expected.epoch)));
+            assert!(
+                (0..ranks).all(|rank| (of(rank).start, of(rank).epoch) == (expected.start, expected.epoch))
+            );
             let images: Vec<u64> = (0..ranks).flat_map(|rank| of(rank).images.clone()).collect();
             assert_eq!(images, expected.images, "{ranks} ranks, batch {number}");
             let crop = 3 * 16 * 16;
             for place in 0..4 {
                 let own = place % batch * crop;
-                assert_eq!(of(place / batch).global[own..own + crop], expected.global[place * crop..][..crop]);
+                assert_eq!(
+                    of(place / batch).global[own..own + crop],
+                    expected.global[place * crop..][..crop]
+                );
             }
         }
     }
@@ -87,7 +96,8 @@ fn what_another_rank_found_is_written_down_and_not_tried_again() {
     pictures(&root, 8);
     let quarantine = dir.path().join("quarantine.tsv");
     let base = LoaderSettings { max_bad: 1.0, quarantine: Some(quarantine.clone()), ..settings(&root) };
-    let mut loader = Loader::start(LoaderSettings { known_bad: vec![(2, "torn".into())], ..base.clone() }).unwrap();
+    let mut loader =
+        Loader::start(LoaderSettings { known_bad: vec![(2, "torn".into())], ..base.clone() }).unwrap();
     loader.learn_bad(5, "hole").unwrap();
     loader.learn_bad(5, "again").unwrap();
     assert!(!loader.next().unwrap().images.contains(&2), "it was known before the first batch");
