@@ -18,8 +18,10 @@
 //! | [`report`] | a run as one HTML page |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
+//! | [`allocator`] | memory that is kept between steps |
 #![deny(unsafe_code)]
 
+pub mod allocator;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -8,6 +8,7 @@ use clap::Args;
 use toml::Value;
 
 use super::{ComputeArgs, output, run_folder};
+use crate::allocator;
 use crate::config::run::{Ending, Outcome, Resume, RunSettings};
 use crate::config::{ConfigError, Layers, Resolved, presets};
 use crate::device;
@@ -91,6 +92,9 @@ pub(super) struct TrainArgs {
     /// Training operations: `fused`, or the slow plain compositions `reference`.
     #[arg(long, value_name = "KIND", value_parser = ["fused", "reference"], hide_possible_values = true, help_heading = TRAINING)]
     ops: Option<String>,
+    /// Save memory: run the student's blocks forward again in the backward pass instead of keeping what they computed.
+    #[arg(long, help_heading = TRAINING)]
+    recompute: bool,
 
     /// Measure the teacher's features every N steps and log the result (`knn_top1` or `retrieval_miou`); 0 = never.
     #[arg(long, value_name = "N", value_parser = count, help_heading = TRAINING)]
@@ -127,6 +131,7 @@ fn count(text: &str) -> Result<i64, String> {
 pub(super) fn run(args: TrainArgs) -> Result<u8, Error> {
     let settings = settings(&args)?;
     catch_interrupts(&settings.interrupted);
+    allocator::keep_memory();
     output::note(&format!(
         "preset {}, {}, {} threads, run folder {}",
         settings.preset,
@@ -214,6 +219,9 @@ fn layers(args: &TrainArgs) -> Layers {
         ("--eval-every", "probe.every_steps", args.eval_every),
     ];
     flags.extend(numbers.into_iter().filter_map(|(flag, key, n)| Some((flag, key, Value::Integer(n?)))));
+    if args.recompute {
+        flags.push(("--recompute", "recompute", Value::Boolean(true)));
+    }
     let words = [
         ("--on-collapse", "guard.on_collapse", &args.on_collapse),
         ("--ops", "ops", &args.ops),

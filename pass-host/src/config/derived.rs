@@ -104,6 +104,7 @@ impl TrainConfig {
             log: LogConfig::default(),
             probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
+            recompute: false,
             ..self.clone()
         }
     }

@@ -27,7 +27,11 @@ impl GradientSink {
         if !parameter.is_variable() {
             return Ok(());
         }
-        let gradient = Tensor::from_vec(values, parameter.shape(), parameter.device())?;
+        self.add_tensor(parameter, Tensor::from_vec(values, parameter.shape(), parameter.device())?)
+    }
+
+    /// The same for a tensor.
+    pub(super) fn add_tensor(&self, parameter: &Tensor, gradient: Tensor) -> Result<()> {
         let mut gradients = self.gradients();
         let sum = match gradients.remove(&parameter.id()) {
             Some(before) => (before + gradient)?,

@@ -35,9 +35,22 @@ pub struct BlockWeights {
 }
 
 impl BlockWeights {
-    fn tensors(&self) -> [&Tensor; 12] {
+    pub(super) fn tensors(&self) -> [&Tensor; 12] {
         let pairs = [&self.norm1, &self.qkv, &self.proj, &self.norm2, &self.fc1, &self.fc2];
-        flat(pairs.map(|pair| [&pair[0], &pair[1]]))
+        in_order(pairs.map(|pair| [&pair[0], &pair[1]]))
+    }
+
+    /// The same values without variables.
+    pub(super) fn detached(&self) -> Self {
+        let detached = |pair: &[Tensor; 2]| [pair[0].detach(), pair[1].detach()];
+        Self {
+            norm1: detached(&self.norm1),
+            qkv: detached(&self.qkv),
+            proj: detached(&self.proj),
+            norm2: detached(&self.norm2),
+            fc1: detached(&self.fc1),
+            fc2: detached(&self.fc2),
+        }
     }
 }
 
@@ -281,7 +294,7 @@ impl<'a> Block<'a> {
         let packed = [self.qkv.0.gradient(1.0, d_qkv, &scratch.normed), column_sums(d_qkv, 3 * dim, None)];
         self.qkv.0.input_gradient(1.0, d_qkv, &mut scratch.normed);
         let norm1 = add_gradient(x, self.norm1[0], eps, &scratch.normed, d);
-        Ok(flat([norm1, packed, proj, norm2, fc1, fc2]))
+        Ok(in_order([norm1, packed, proj, norm2, fc1, fc2]))
     }
 }
 
@@ -294,7 +307,7 @@ struct Scratch {
 }
 
 /// Six pairs one after the other.
-fn flat<T>(pairs: [[T; 2]; 6]) -> [T; 12] {
+fn in_order<T>(pairs: [[T; 2]; 6]) -> [T; 12] {
     let [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l]] = pairs;
     [a, b, c, d, e, f, g, h, i, j, k, l]
 }
@@ -454,6 +467,10 @@ mod tests {
         let one = with_threads(1, || pass(Ops::fused(), false, DType::F32));
         assert!(one == with_threads(3, || pass(Ops::fused(), false, DType::F32)), "threads");
         assert!(one == with_threads(2, || pass(Ops::fused(), true, DType::F32)), "recompute");
+        let single = |recompute| pass(Ops::reference(), recompute, DType::F64);
+        for (i, (kept, again)) in single(false).iter().zip(&single(true)).enumerate() {
+            assert_close(&format!("tensor {i} by single operations"), kept, again, 1e-12);
+        }
     }
 
     #[test]

@@ -89,8 +89,10 @@ impl Trainer {
         optimizer: Optimizer,
     ) -> Result<Self> {
         let ops = Ops::from(config.ops);
+        let mut student = Network::new(architecture, student, ops)?;
+        student.backbone = student.backbone.recomputing(config.recompute);
         Ok(Self {
-            student: Network::new(architecture, student, ops)?,
+            student,
             teacher: Network::new(architecture, teacher, ops)?,
             centers,
             optimizer,
