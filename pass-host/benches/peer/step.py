@@ -261,10 +261,12 @@ def time_steps(args):
         [torch.randn(args.batch, 3, 96, 96) for _ in range(args.local_crops)],
     ]
     losses, seconds = [trainer.step(groups)], []
+    cpu = time.process_time()
     for _ in range(args.steps):
         start = time.perf_counter()
         losses.append(trainer.step(groups))
         seconds.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / args.steps
     return {
         "arch": args.arch,
         "batch": args.batch,
@@ -274,6 +276,7 @@ def time_steps(args):
         "seconds_min": min(seconds),
         "seconds_median": statistics.median(seconds),
         "images_per_second": args.batch / min(seconds),
+        "cpu_seconds": cpu,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "first_loss": losses[0],
         "last_loss": losses[-1],

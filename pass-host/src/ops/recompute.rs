@@ -1,8 +1,8 @@
 //! Blocks by single operations, of which only the inputs are kept: the backward pass runs each block forward again.
 
+use super::Ops;
 use super::gradient_sink::GradientSink;
 use super::transformer::{BlockWeights, Plan, composition};
-use super::Ops;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Storage, Tensor, Var, bail};
 

@@ -267,7 +267,13 @@ impl<'a> Block<'a> {
     }
 
     /// Turns the gradient of the output, `d`, into that of the input.
-    fn backward(&self, x: &[f32], inner: Inner, d: &mut [f32], scratch: &mut Scratch) -> Result<BlockGradients> {
+    fn backward(
+        &self,
+        x: &[f32],
+        inner: Inner,
+        d: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<BlockGradients> {
         let Inner { qkv, attended, middle, mut hidden } = inner;
         let (dim, width) = (x.len() / self.plan.rows(), self.fc1.0.outputs());
         let eps = self.plan.eps as f32;
@@ -404,7 +410,8 @@ mod tests {
     const DEPTH: usize = 3;
 
     fn plan(recompute: bool) -> Plan {
-        let kept = |seed: u64| Some(numbers(seed, 5).iter().map(|v| if *v > 0.3 { 0.0 } else { 1.25 }).collect());
+        let kept =
+            |seed: u64| Some(numbers(seed, 5).iter().map(|v| if *v > 0.3 { 0.0 } else { 1.25 }).collect());
         Plan {
             heads: 3,
             eps: 1e-6,
@@ -454,7 +461,8 @@ mod tests {
 
     #[test]
     fn fused_agrees_with_composition() {
-        let (fused, exact) = (pass(Ops::fused(), false, DType::F32), pass(Ops::reference(), false, DType::F64));
+        let (fused, exact) =
+            (pass(Ops::fused(), false, DType::F32), pass(Ops::reference(), false, DType::F64));
         for (i, (found, exact)) in fused.iter().zip(&exact).enumerate() {
             let largest = exact.iter().fold(1.0f64, |a, b| a.max(b.abs()));
             let scaled = |values: &[f64]| values.iter().map(|v| v / largest).collect::<Vec<_>>();
