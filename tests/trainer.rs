@@ -176,6 +176,25 @@ fn steps_in_half_precision_learn_and_keep_single_precision_weights() {
 }
 
 #[test]
+fn recomputed_blocks_give_the_same_gradients() {
+    for ops in [OpsKind::Fused, OpsKind::Reference] {
+        let of = |recompute| gradients(&TrainConfig { ops, recompute, ..tiny() });
+        let ((loss, kept), (loss_again, again)) = (of(false), of(true));
+        if ops == OpsKind::Fused {
+            assert!(loss == loss_again && kept == again, "the fused operations change bits");
+            continue;
+        }
+        assert!((loss - loss_again).abs() < 1e-6);
+        for (name, gradient) in &kept {
+            let largest = gradient.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            for (a, b) in gradient.iter().zip(&again[name]) {
+                assert!((a - b).abs() <= 1e-5 * (largest + 1e-4), "{name}: {a} {b}");
+            }
+        }
+    }
+}
+
+#[test]
 fn gradients_agree_with_finite_differences() {
     let config = TrainConfig { ops: OpsKind::Fused, ..tiny() };
     let (_, analytic) = gradients(&config);

@@ -5,7 +5,9 @@
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use divan::Bencher;
-use pass_host::ops::{AdamWStep, Ops, Positives};
+use pass_host::ops::{
+    AdamWStep, BlockWeights, GradientSink, HeadWeights, Ops, Plan, Positives, Sequences, Targets,
+};
 use pass_host::random::{Purpose, Stream};
 
 #[global_allocator]
@@ -115,6 +117,60 @@ fn attention(bencher: Bencher<'_, '_>, pass: Pass) {
 fn class_attention(bencher: Bencher<'_, '_>, pass: Pass) {
     time(bencher, pass, &[&[8, 1, 192], &[8, 197, 192], &[8, 197, 192]], |ops, t| {
         ops.class_attention(&t[0], &t[1], &t[2], 3)
+    });
+}
+
+/// A weight and a bias of the size of a trained layer, which are no variables: their gradients are formed and dropped.
+fn layer(seed: u64, outputs: usize, inputs: usize) -> [Tensor; 2] {
+    let weight = (random(seed, &[outputs, inputs]) * (inputs as f64).powf(-0.5)).expect("a tensor");
+    [weight, random(seed + 1, &[outputs])]
+}
+
+/// One block of ViT-Ti over two global and two local crops of four images.
+#[divan::bench(args = PASSES, sample_count = 20)]
+fn transformer_block(bencher: Bencher<'_, '_>, pass: Pass) {
+    let block = BlockWeights {
+        norm1: [random(1, &[192]), random(2, &[192])],
+        qkv: layer(3, 576, 192),
+        proj: layer(5, 192, 192),
+        norm2: [random(7, &[192]), random(8, &[192])],
+        fc1: layer(9, 768, 192),
+        fc2: layer(11, 192, 768),
+    };
+    let plan = Plan {
+        heads: 3,
+        eps: 1e-6,
+        groups: vec![Sequences { images: 8, tokens: 196 }, Sequences { images: 8, tokens: 36 }],
+        scales: vec![[None, None]],
+        recompute: false,
+    };
+    let sink = GradientSink::default();
+    time(bencher, pass, &[&[1856, 192]], |ops, t| {
+        ops.transformer(&t[0], std::slice::from_ref(&block), &plan, &sink)
+    });
+}
+
+/// The patch head of ViT-Ti with its loss.
+#[divan::bench(args = PASSES, sample_count = 10)]
+fn projection_loss_patch(bencher: Bencher<'_, '_>, pass: Pass) {
+    let head = HeadWeights {
+        layers: [layer(1, 2048, 192), layer(3, 2048, 2048), layer(5, 256, 2048)],
+        magnitude: Tensor::ones((4096, 1), DType::F32, &Device::Cpu).expect("a tensor"),
+        direction: random(7, &[4096, 256]),
+        eps: 1e-12,
+    };
+    let (teacher, center) = (random(8, &[1856, 4096]), random(9, &[4096]));
+    let pairs: Vec<_> = (0..1856).map(|row| (row, row)).collect();
+    let sink = GradientSink::default();
+    time(bencher, pass, &[&[1856, 192]], |ops, t| {
+        let targets = Targets {
+            teacher: &teacher,
+            center: &center,
+            temperatures: [0.1, 0.04],
+            pairs: &pairs,
+            weights: (1.0 / 1856.0).into(),
+        };
+        Ok(ops.projection_loss(&t[0], &head, &targets, &sink)?.0)
     });
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cargo bench -p pass-host --bench step -- [--arch vit_tiny|vit_small] [--batch N] [--steps N] [--threads N] [--reference]
+//!     [--recompute]
 //! python pass-host/benches/peer/step.py --threads 2 --steps 5      # the published algorithm in PyTorch
 //! ```
 //!
@@ -26,10 +27,18 @@ struct Options {
     steps: usize,
     threads: usize,
     ops: OpsKind,
+    recompute: bool,
 }
 
 fn options() -> Options {
-    let mut options = Options { arch: Arch::VitTiny, batch: 4, steps: 5, threads: 2, ops: OpsKind::Fused };
+    let mut options = Options {
+        arch: Arch::VitTiny,
+        batch: 4,
+        steps: 5,
+        threads: 2,
+        ops: OpsKind::Fused,
+        recompute: false,
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|value| value.parse().ok()).expect("a number");
@@ -37,6 +46,7 @@ fn options() -> Options {
             "--batch" => options.batch = number(),
             "--steps" => options.steps = number(),
             "--threads" => options.threads = number(),
+            "--recompute" => options.recompute = true,
             "--reference" => options.ops = OpsKind::Reference,
             "--arch" => {
                 options.arch = match arguments.next().as_deref() {
@@ -83,6 +93,14 @@ fn product_speed() -> Result<f64> {
     Ok((side as f64).powi(3) / best)
 }
 
+/// Seconds of processor time that this process has used on all threads, where the system tells (in hundredths).
+fn cpu_seconds() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // user and system time; the name before them is in parentheses and may hold spaces
+    let fields: Vec<&str> = status.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / 100.0)
+}
+
 /// Peak resident memory in MB, where the system tells.
 fn peak_memory() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -95,11 +113,12 @@ fn main() -> Result<()> {
     // candle's own pool of spinning threads slows everything else down: one thread, as in the program
     // SAFETY: nothing has started a thread yet.
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    pass_host::allocator::keep_memory();
     rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads)
         .build_global()
         .expect("first use of the pool");
-    let mut config = TrainConfig { ops: options.ops, ..TrainConfig::default() };
+    let mut config = TrainConfig { ops: options.ops, recompute: options.recompute, ..TrainConfig::default() };
     config.model.arch = options.arch;
     config.head.class_prototypes = 4096;
     config.optim.batch = options.batch;
@@ -114,15 +133,20 @@ fn main() -> Result<()> {
         train_last_layer: true,
     };
     let mut seconds = Vec::new();
-    let mut loss = 0.0;
+    let (mut loss, mut first_loss) = (0.0, None);
+    let mut cpu_start = None;
     for step in 0..=options.steps {
         let start = Instant::now();
         let report = trainer.step(&batch, &schedule)?.expect("finite");
         loss = report.loss;
+        first_loss.get_or_insert(loss);
         if step > 0 {
             seconds.push(start.elapsed().as_secs_f64());
+        } else {
+            cpu_start = cpu_seconds();
         }
     }
+    let cpu = cpu_seconds().zip(cpu_start).map(|(end, start)| (end - start) / options.steps as f64);
     seconds.sort_by(f64::total_cmp);
     let peak = peak_memory();
     let speed = product_speed()?;
@@ -135,6 +159,8 @@ fn main() -> Result<()> {
             "batch": options.batch,
             "threads": options.threads,
             "ops": format!("{:?}", options.ops),
+            "recompute": options.recompute,
+            "cpu_seconds": cpu,
             "seconds_min": min,
             "seconds_median": median,
             "images_per_s": options.batch as f64 / median,
@@ -143,7 +169,8 @@ fn main() -> Result<()> {
             "floor_seconds": macs / speed,
             "share_of_floor": macs / speed / median,
             "peak_mb": peak,
-            "loss": loss,
+            "first_loss": first_loss,
+            "last_loss": loss,
         })
     );
     Ok(())

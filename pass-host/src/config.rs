@@ -58,6 +58,8 @@ section! {
         pub guard: GuardConfig,
         /// How the training operations are computed.
         pub ops: OpsKind,
+        /// Save memory: the backward pass runs the student's blocks forward again instead of keeping what they computed.
+        pub recompute: bool,
     }
 }
 
@@ -412,6 +414,7 @@ impl Default for TrainConfig {
             probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
             ops: OpsKind::Fused,
+            recompute: false,
         }
     }
 }

@@ -21,8 +21,10 @@
 //! | [`bench`](mod@bench), [`cost`] | how fast training is, and what a step costs |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
+//! | [`allocator`] | memory that is kept between steps |
 #![deny(unsafe_code)]
 
+pub mod allocator;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;

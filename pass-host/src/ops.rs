@@ -16,6 +16,7 @@
 //! | `attention`, `class_attention` | self-attention from packed `[q|k|v]`; few queries over many tokens |
 //! | `positives`, `neighbor_attention`, `gather_mean` | every patch over its own positives |
 //! | `transformer` | all blocks of the backbone over the crops of all sizes, with gradients handed to a `gradient_sink` |
+//! | `recompute` | the same by single operations, run forward again in the backward pass |
 //! | `normalize` | L2 normalization and weight normalization |
 //! | `add_scaled` | residual connection with stochastic depth |
 //! | `cross_entropy` | centered, sharpened cross-entropy over many prototypes |
@@ -56,6 +57,7 @@ mod pixel_cross_entropy;
 mod positives;
 pub(crate) mod product;
 mod projection_loss;
+mod recompute;
 mod taps;
 #[cfg(test)]
 mod testing;
@@ -236,8 +238,8 @@ impl Ops {
     ///
     /// - `x`: `[R, D]`, the tokens of all images of `plan.groups` one after the other; result `[R, D]`.
     ///
-    /// The fused operation puts the gradients of the blocks' variables into `sink`; by compositions they go to candle's
-    /// store.
+    /// The fused operation, and any with `plan.recompute`, puts the gradients of the blocks' variables into `sink`; by
+    /// plain compositions they go to candle's store.
     ///
     /// # Errors
     /// If the shapes do not fit each other or `plan`.
@@ -251,6 +253,7 @@ impl Ops {
         transformer::check(x, blocks, plan)?;
         match self.fuses(&[x]) {
             true => transformer::fused(x, blocks, plan, sink),
+            false if plan.recompute && x.track_op() => recompute::transformer(self, x, blocks, plan, sink),
             false => transformer::composition(self, x, blocks, plan),
         }
     }

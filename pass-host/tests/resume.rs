@@ -75,3 +75,12 @@ fn threads_and_workers_do_not_change_the_result() {
         assert_same(&run, &reference, &format!("{workers} workers, {threads} threads"));
     }
 }
+
+#[test]
+fn recomputing_blocks_does_not_change_the_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (reference, run) = (folder.path().join("reference"), folder.path().join("recompute"));
+    expect_code(&finish(train(&reference, 12, &settings(), &[])), 0);
+    expect_code(&finish(train(&run, 12, &settings(), &["--recompute", "--threads", "2"])), 0);
+    assert_same(&run, &reference, "recompute");
+}

@@ -292,12 +292,14 @@ def time_steps(args):
     on_gpu = torch.device(args.device).type == "cuda"
     finish = torch.cuda.synchronize if on_gpu else lambda: None
     losses, seconds = [trainer.step(groups) for _ in range(args.warmup)], []
+    cpu = time.process_time()
     for _ in range(args.steps):
         finish()
         start = time.perf_counter()
         losses.append(trainer.step(groups))
         finish()
         seconds.append(time.perf_counter() - start)
+    cpu = (time.process_time() - cpu) / args.steps
     return {
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "precision": args.precision,
@@ -311,6 +313,7 @@ def time_steps(args):
         "seconds_min": min(seconds),
         "seconds_median": statistics.median(seconds),
         "images_per_second": args.batch / statistics.median(seconds),
+        "cpu_seconds": cpu,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "device_peak_mb": torch.cuda.max_memory_reserved() / 2**20 if on_gpu else None,
         "first_loss": losses[0],

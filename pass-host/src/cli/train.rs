@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use toml::Value;
 
 use super::{ComputeArgs, output, run_folder};
+use crate::allocator;
 use crate::config::run::{Ending, Outcome, Resume, RunSettings};
 use crate::config::{ConfigError, Layers, Resolved, TrainConfig, presets};
 use crate::device;
@@ -94,6 +95,9 @@ pub(super) struct TrainArgs {
     /// Training operations: `fused`, or the slow plain compositions `reference`.
     #[arg(long, value_name = "KIND", value_parser = ["fused", "reference"], hide_possible_values = true, help_heading = TRAINING)]
     ops: Option<String>,
+    /// Save memory: run the student's blocks forward again in the backward pass instead of keeping what they computed.
+    #[arg(long, help_heading = TRAINING)]
+    recompute: bool,
 
     /// Measure the teacher's features every N steps and log the result (`knn_top1` or `retrieval_miou`); 0 = never.
     #[arg(long, value_name = "N", value_parser = count, help_heading = TRAINING)]
@@ -149,6 +153,7 @@ pub(super) fn run(args: TrainArgs) -> Result<u8, Error> {
 fn train(args: &TrainArgs, ranks: &Ranks) -> Result<u8, Error> {
     let settings = settings(args, ranks)?;
     catch_interrupts(&settings.interrupted, ranks.is_first());
+    allocator::keep_memory();
     if ranks.is_first() {
         output::note(&format!(
             "preset {}, {}, {} threads, run folder {}",
@@ -276,6 +281,9 @@ fn layers(args: &TrainArgs) -> Layers {
         ("--eval-every", "probe.every_steps", args.eval_every),
     ];
     flags.extend(numbers.into_iter().filter_map(|(flag, key, n)| Some((flag, key, Value::Integer(n?)))));
+    if args.recompute {
+        flags.push(("--recompute", "recompute", Value::Boolean(true)));
+    }
     let words = [
         ("--on-collapse", "guard.on_collapse", &args.on_collapse),
         ("--ops", "ops", &args.ops),

@@ -120,6 +120,7 @@ impl TrainConfig {
             probe: ProbeConfig::default(),
             guard: GuardConfig::default(),
             optim: OptimConfig { batch: 1, accumulate: 1, ..self.optim.clone() },
+            recompute: false,
             ..self.clone()
         }
     }

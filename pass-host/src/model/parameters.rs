@@ -251,6 +251,11 @@ impl Parameters {
         &self.sink
     }
 
+    /// The same tensors, whose gradients go to `sink`.
+    pub fn with_sink(self, sink: GradientSink) -> Self {
+        Self { sink, ..self }
+    }
+
     /// Name and tensor, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Parameter)> {
         self.tensors.iter().map(|(name, parameter)| (name.as_str(), parameter))

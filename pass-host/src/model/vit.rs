@@ -39,7 +39,6 @@ pub struct CropPatches<'a> {
     pub draws: Option<&'a DropPathDraws>,
 }
 
-
 /// Weight and bias of the layer called `name`.
 pub(super) fn weight_and_bias(parameters: &Parameters, name: &str) -> Result<[Tensor; 2]> {
     Ok([parameters.get(&format!("{name}.weight"))?, parameters.get(&format!("{name}.bias"))?])
@@ -140,8 +139,7 @@ impl Vit {
                 }
             }
         }
-        let plan =
-            Plan { heads: self.heads, eps: LAYER_NORM_EPS, groups, scales, recompute: self.recompute };
+        let plan = Plan { heads: self.heads, eps: LAYER_NORM_EPS, groups, scales, recompute: self.recompute };
         let features = self.ops.transformer(&Tensor::cat(&tokens, 0)?, &self.blocks, &plan, &self.sink)?;
         let mut row = 0;
         let mut by_crop = Vec::with_capacity(crops.len());

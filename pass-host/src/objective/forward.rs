@@ -146,7 +146,8 @@ impl Objective {
         let teacher_tokens = concatenate(teacher_tokens)?;
 
         let global_rows = crops.batch * crops.global.crops;
-        let (class_targets, class_mean) = class_targets(&teacher.class_head, &teacher_tokens.class, global_rows, ops)?;
+        let (class_targets, class_mean) =
+            class_targets(&teacher.class_head, &teacher_tokens.class, global_rows, ops)?;
         let local_crops = crops.local.as_ref().map_or(0, |group| group.crops);
         let (pairs, weight) = class_pairs(crops.batch, crops.global.crops, local_crops);
         let temperatures = [self.student_temp, teacher_temp];

@@ -65,7 +65,13 @@ pub(super) fn normalize(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: 
 }
 
 /// Adds the gradient of the rows of `x` to `dx`; returns the gradients of weight and bias.
-pub(super) fn add_gradient(x: &[f32], weights: &[f32], eps: f32, dy: &[f32], dx: &mut [f32]) -> [Vec<f32>; 2] {
+pub(super) fn add_gradient(
+    x: &[f32],
+    weights: &[f32],
+    eps: f32,
+    dy: &[f32],
+    dx: &mut [f32],
+) -> [Vec<f32>; 2] {
     let dim = weights.len();
     // each task also returns its share of the gradients of weight and bias
     let shares: Vec<Vec<f32>> = dx

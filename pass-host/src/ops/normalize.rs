@@ -53,11 +53,8 @@ pub(super) fn l2_gradient(x: &[f32], d_out: &[f32], dim: usize, eps: f32) -> Vec
             for ((dx, x), d) in dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(d_out.chunks_exact(dim))
             {
                 let norm = dot(x, x).sqrt();
-                let (inverse, along) = if norm < eps {
-                    (1.0 / eps, 0.0)
-                } else {
-                    (1.0 / norm, dot(x, d) / (norm * norm))
-                };
+                let (inverse, along) =
+                    if norm < eps { (1.0 / eps, 0.0) } else { (1.0 / norm, dot(x, d) / (norm * norm)) };
                 for i in 0..dim {
                     dx[i] = (d[i] - x[i] * along) * inverse;
                 }

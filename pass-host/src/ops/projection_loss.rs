@@ -241,8 +241,7 @@ pub(super) fn fused(
             Ok((found, tracked.then_some(Saved { layers, d_logits: logits })))
         })
     })?;
-    let operation =
-        ProjectionLoss { head: head.clone(), sink: sink.clone(), loss, saved: Mutex::new(saved) };
+    let operation = ProjectionLoss { head: head.clone(), sink: sink.clone(), loss, saved: Mutex::new(saved) };
     Ok((tokens.apply_op1(operation)?, Statistics::on_host(stats)?))
 }
 

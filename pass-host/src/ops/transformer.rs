@@ -35,9 +35,22 @@ pub struct BlockWeights {
 }
 
 impl BlockWeights {
-    fn tensors(&self) -> [&Tensor; 12] {
+    pub(super) fn tensors(&self) -> [&Tensor; 12] {
         let pairs = [&self.norm1, &self.qkv, &self.proj, &self.norm2, &self.fc1, &self.fc2];
-        flat(pairs.map(|pair| [&pair[0], &pair[1]]))
+        in_order(pairs.map(|pair| [&pair[0], &pair[1]]))
+    }
+
+    /// The same values without variables.
+    pub(super) fn detached(&self) -> Self {
+        let detached = |pair: &[Tensor; 2]| [pair[0].detach(), pair[1].detach()];
+        Self {
+            norm1: detached(&self.norm1),
+            qkv: detached(&self.qkv),
+            proj: detached(&self.proj),
+            norm2: detached(&self.norm2),
+            fc1: detached(&self.fc1),
+            fc2: detached(&self.fc2),
+        }
     }
 }
 
@@ -254,7 +267,13 @@ impl<'a> Block<'a> {
     }
 
     /// Turns the gradient of the output, `d`, into that of the input.
-    fn backward(&self, x: &[f32], inner: Inner, d: &mut [f32], scratch: &mut Scratch) -> Result<BlockGradients> {
+    fn backward(
+        &self,
+        x: &[f32],
+        inner: Inner,
+        d: &mut [f32],
+        scratch: &mut Scratch,
+    ) -> Result<BlockGradients> {
         let Inner { qkv, attended, middle, mut hidden } = inner;
         let (dim, width) = (x.len() / self.plan.rows(), self.fc1.0.outputs());
         let eps = self.plan.eps as f32;
@@ -281,7 +300,7 @@ impl<'a> Block<'a> {
         let packed = [self.qkv.0.gradient(1.0, d_qkv, &scratch.normed), column_sums(d_qkv, 3 * dim, None)];
         self.qkv.0.input_gradient(1.0, d_qkv, &mut scratch.normed);
         let norm1 = add_gradient(x, self.norm1[0], eps, &scratch.normed, d);
-        Ok(flat([norm1, packed, proj, norm2, fc1, fc2]))
+        Ok(in_order([norm1, packed, proj, norm2, fc1, fc2]))
     }
 }
 
@@ -294,7 +313,7 @@ struct Scratch {
 }
 
 /// Six pairs one after the other.
-fn flat<T>(pairs: [[T; 2]; 6]) -> [T; 12] {
+fn in_order<T>(pairs: [[T; 2]; 6]) -> [T; 12] {
     let [[a, b], [c, d], [e, f], [g, h], [i, j], [k, l]] = pairs;
     [a, b, c, d, e, f, g, h, i, j, k, l]
 }
@@ -391,7 +410,8 @@ mod tests {
     const DEPTH: usize = 3;
 
     fn plan(recompute: bool) -> Plan {
-        let kept = |seed: u64| Some(numbers(seed, 5).iter().map(|v| if *v > 0.3 { 0.0 } else { 1.25 }).collect());
+        let kept =
+            |seed: u64| Some(numbers(seed, 5).iter().map(|v| if *v > 0.3 { 0.0 } else { 1.25 }).collect());
         Plan {
             heads: 3,
             eps: 1e-6,
@@ -441,7 +461,8 @@ mod tests {
 
     #[test]
     fn fused_agrees_with_composition() {
-        let (fused, exact) = (pass(Ops::fused(), false, DType::F32), pass(Ops::reference(), false, DType::F64));
+        let (fused, exact) =
+            (pass(Ops::fused(), false, DType::F32), pass(Ops::reference(), false, DType::F64));
         for (i, (found, exact)) in fused.iter().zip(&exact).enumerate() {
             let largest = exact.iter().fold(1.0f64, |a, b| a.max(b.abs()));
             let scaled = |values: &[f64]| values.iter().map(|v| v / largest).collect::<Vec<_>>();
@@ -454,6 +475,10 @@ mod tests {
         let one = with_threads(1, || pass(Ops::fused(), false, DType::F32));
         assert!(one == with_threads(3, || pass(Ops::fused(), false, DType::F32)), "threads");
         assert!(one == with_threads(2, || pass(Ops::fused(), true, DType::F32)), "recompute");
+        let single = |recompute| pass(Ops::reference(), recompute, DType::F64);
+        for (i, (kept, again)) in single(false).iter().zip(&single(true)).enumerate() {
+            assert_close(&format!("tensor {i} by single operations"), kept, again, 1e-12);
+        }
     }
 
     #[test]

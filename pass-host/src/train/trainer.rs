@@ -12,7 +12,7 @@ use crate::model::parameters::{Parameter, Parameters, Role};
 use crate::model::{Architecture, Network};
 use crate::objective::center::Centers;
 use crate::objective::forward::{Crops, Losses, Monitor, Objective};
-use crate::ops::{Ops, Statistics, Stats};
+use crate::ops::{GradientSink, Ops, Statistics, Stats};
 use crate::optimizer::{Gradients, Optimizer, StepSize};
 
 /// What the schedules say about one step.
@@ -41,6 +41,7 @@ pub struct Trainer {
     /// AdamW with its moments.
     pub optimizer: Optimizer,
     architecture: Architecture,
+    recompute: bool,
     objective: Objective,
     center_momentum: f64,
     ops: Ops,
@@ -95,12 +96,15 @@ impl Trainer {
         optimizer: Optimizer,
     ) -> Result<Self> {
         let ops = Ops::from(config.ops);
+        let mut student = Network::new(architecture, student, ops)?;
+        student.backbone = student.backbone.recomputing(config.recompute);
         Ok(Self {
-            student: Network::new(architecture, student, ops)?,
+            student,
             teacher: Network::new(architecture, teacher, ops)?,
             centers,
             optimizer,
             architecture: architecture.clone(),
+            recompute: config.recompute,
             objective: Objective::from_config(config),
             center_momentum: config.image.center_momentum,
             ops,
@@ -152,16 +156,30 @@ impl Trainer {
     }
 
     /// The student whose gradients go to `reducer`.
+    ///
+    /// Operations that know one parameter each tell it by the backward pass, those over many by their sink.
     fn handing_over(&self, reducer: &Arc<Reducer>) -> Result<Network> {
+        let mut indices = HashMap::new();
         let wrap = |(name, parameter): (&str, &Parameter)| {
             let tensor = match self.buckets.index(name) {
-                Some(index) => handed_over(&parameter.tensor, reducer, index)?,
+                Some(index) => {
+                    let tensor = handed_over(&parameter.tensor, reducer, index)?;
+                    indices.insert(tensor.id(), index);
+                    tensor
+                }
                 None => parameter.tensor.clone(),
             };
             Ok((name.to_owned(), tensor))
         };
-        let parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
-        Network::new(&self.architecture, parameters, self.ops)
+        let parameters: Parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
+        let reducer = Arc::clone(reducer);
+        let sink = GradientSink::handing_on(move |parameter, gradient| match indices.get(&parameter.id()) {
+            Some(&index) => reducer.ready(index, gradient),
+            None => candle_core::bail!("a gradient of a tensor that is no parameter"),
+        });
+        let mut student = Network::new(&self.architecture, parameters.with_sink(sink), self.ops)?;
+        student.backbone = student.backbone.recomputing(self.recompute);
+        Ok(student)
     }
 
     /// One step over the micro-batches of a batch, of all ranks together. Anything not finite is found before anything
