@@ -7,13 +7,12 @@ mod product;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::DType;
 use serde::Serialize;
 
 use crate::config::{Arch, OpsKind, TrainConfig};
 use crate::cost::StepCost;
 use crate::data::augment::GLOBAL_CROPS;
-use crate::data::loader::{Batch, Loader, LoaderSettings};
+use crate::data::loader::{Batch, Loader, LoaderSettings, Part};
 use crate::data::{DataError, ImageIndex};
 use crate::device::Compute;
 use crate::objective::forward::Crops;
@@ -142,9 +141,6 @@ pub enum BenchError {
         /// What was not finite.
         fault: NonFinite,
     },
-    /// The trainer computes in f32 only.
-    #[error("training in bf16 is not there yet")]
-    Precision,
     /// The tensor library refused, perhaps for want of memory.
     #[error("the step cannot be computed")]
     Tensor(#[from] candle_core::Error),
@@ -156,7 +152,6 @@ impl BenchError {
         match self {
             Self::Data(error) => error.hint(),
             Self::NotFinite { .. } => None,
-            Self::Precision => Some("use `--precision f32`".into()),
             Self::Tensor(_) => Some("if memory ran out, a smaller `--batch`".into()),
         }
     }
@@ -172,9 +167,6 @@ pub fn run(
 ) -> Result<BenchReport, BenchError> {
     let BenchSettings { config, compute, .. } = settings;
     let device = &compute.device;
-    if compute.dtype != DType::F32 {
-        return Err(BenchError::Precision);
-    }
     let multiply_adds = StepCost::of(config)?;
     let (mut source, images) = Source::open(config)?;
     let mut trainer = Trainer::new(config, Trainer::fresh_student(config, device)?, device)?;
@@ -183,9 +175,10 @@ pub fn run(
         augment: config.augment.clone(),
         drop_path_applications: trainer.student.backbone.drop_path_applications(),
         seed: config.seed,
+        dtype: compute.dtype,
     };
     let all = settings.warmup + settings.steps;
-    let schedules = Schedules::new(config, all as u64, all as u64);
+    let schedules = Schedules::new(config, all * config.optim.total_batch(1), 1);
     let mut memory = Memory::new(device);
     let (mut times, mut losses) = (Vec::with_capacity(all), Vec::with_capacity(all));
     for step in 0..all {
@@ -315,12 +308,14 @@ impl Source {
             augment: config.augment.clone(),
             seed: config.seed,
             batch: config.optim.batch,
+            part: Part::WHOLE,
             workers: config.data.workers,
             prefetch: config.data.prefetch,
-            first_batch: 0,
+            cursor: 0,
             max_bad: config.data.max_bad,
             max_megapixels: config.data.max_megapixels,
             quarantine: None,
+            known_bad: Vec::new(),
         })?;
         Ok((Self::Images(Box::new(loader)), Some(images)))
     }
@@ -342,9 +337,8 @@ fn noise(config: &TrainConfig) -> Batch {
         (0..crops * batch * 3 * side * side).map(|_| stream.range(-2.0, 2.0) as f32).collect()
     };
     Batch {
-        number: 0,
+        start: 0,
         epoch: 0,
-        step_in_epoch: 0,
         images: (0..batch as u64).collect(),
         global: values(GLOBAL_CROPS, config.augment.global_size),
         local: values(config.augment.local_crops, config.augment.local_size),
@@ -353,6 +347,8 @@ fn noise(config: &TrainConfig) -> Batch {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::DType;
+
     use super::*;
 
     #[test]

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use toml::Value;
 
 use super::{ComputeArgs, output};
+use crate::allocator;
 use crate::bench::{self, BenchReport, BenchSettings, CPU_BATCH, GPU_BATCH};
 use crate::config::{Layers, Resolved};
 use crate::device;
@@ -81,6 +82,7 @@ fn train(args: TrainArgs) -> Result<u8, Error> {
     if args.steps == 0 {
         return Err(Error::usage("`--steps`: expected 1 or more, found 0", "the default is 20"));
     }
+    allocator::keep_memory();
     let compute = device::choose(args.compute.device, args.compute.precision)?;
     let json = args.json;
     let default_batch = if compute.device.is_cpu() { CPU_BATCH } else { GPU_BATCH };

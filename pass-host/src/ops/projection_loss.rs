@@ -323,6 +323,7 @@ mod tests {
         };
         let (loss, stats) = ops.projection_loss(&tokens, &head, &targets, &sink).unwrap();
         let store = (&loss * 0.7).unwrap().backward().unwrap();
+        let stats = stats.read().unwrap();
         let mut found =
             vec![flat(&loss), vec![stats.kl, stats.teacher_entropy], flat(store.get(&tokens).unwrap())];
         for parameter in head.tensors() {

@@ -227,8 +227,7 @@ impl Trainer {
         for numbers in losses.chunks_exact(losses.len() / micro_batches.len()) {
             sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number * share);
         }
-        let mut report =
-            StepReport::new(self.ranks.sum(sums)?, self.student.patch_head.is_some(), monitor);
+        let mut report = StepReport::new(self.ranks.sum(sums)?, self.student.patch_head.is_some(), monitor);
         if let Some(fault) = report.not_finite() {
             return Ok(Err(fault));
         }
@@ -405,14 +404,23 @@ mod tests {
         let names = trainer.architecture.specification().into_iter().rev().filter(|tensor| tensor.trainable);
         let buckets = Arc::new(Buckets::new(names.map(|tensor| (tensor.name, tensor.shape.into())), 0));
         let reducer = Arc::new(Reducer::new(&ranks, &buckets, None));
-        let parameters = trainer.student.parameters.iter().map(|(name, parameter)| {
-            let tensor = match buckets.index(name) {
-                Some(index) => handed_over(&parameter.tensor, &reducer, index).unwrap(),
-                None => parameter.tensor.clone(),
-            };
-            (name.to_owned(), tensor.apply_op1(Count(Arc::clone(&complete))).unwrap())
+        let mut indices = HashMap::new();
+        let counted = |(name, parameter): (&str, &Parameter)| {
+            let Some(index) = buckets.index(name) else { return (name.to_owned(), parameter.tensor.clone()) };
+            let tensor = handed_over(&parameter.tensor, &reducer, index).unwrap();
+            let tensor = tensor.apply_op1(Count(Arc::clone(&complete))).unwrap();
+            indices.insert(tensor.id(), index);
+            (name.to_owned(), tensor)
+        };
+        let parameters: Parameters = trainer.student.parameters.iter().map(counted).collect();
+        let sink = GradientSink::handing_on({
+            let (complete, reducer) = (Arc::clone(&complete), Arc::clone(&reducer));
+            move |parameter, gradient| {
+                complete.fetch_add(1, Ordering::Relaxed);
+                reducer.ready(indices[&parameter.id()], gradient)
+            }
         });
-        let student = Network::new(&trainer.architecture, parameters.collect(), trainer.ops).unwrap();
+        let student = Network::new(&trainer.architecture, parameters.with_sink(sink), trainer.ops).unwrap();
         trainer.losses_of(&student, &crops, 0.05).unwrap().total.backward().unwrap();
         assert_eq!(reducer.finish().unwrap().len(), buckets.len());
 
