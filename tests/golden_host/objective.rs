@@ -207,6 +207,7 @@ fn schedule_set(golden: &Golden, set: &str) -> (Schedules, u64, usize) {
     let number = |key: &str| json.number(&format!("/{set}/parameters/{key}"));
     let mut config = pass_host::config::TrainConfig::default();
     config.optim.epochs = number("epochs") as usize;
+    config.optim.steps = 0; // all epochs
     config.optim.batch = number("batch") as usize;
     config.optim.lr_per_256 = number("lr_per_256");
     config.optim.min_lr = number("min_lr");
@@ -219,7 +220,8 @@ fn schedule_set(golden: &Golden, set: &str) -> (Schedules, u64, usize) {
     config.image.teacher_temp_warmup_epochs = number("teacher_temp_warmup_epochs");
     let per_epoch = number("iterations_per_epoch") as u64;
     let epochs = config.optim.epochs;
-    (Schedules::new(&config, per_epoch, per_epoch * epochs as u64), per_epoch, epochs)
+    let images = per_epoch as usize * config.optim.total_batch(1);
+    (Schedules::new(&config, images, 1), per_epoch, epochs)
 }
 
 /// The whole series `lr | wd | momentum | teacher_temp` of a parameter set.
