@@ -82,7 +82,7 @@ fn parts_mut<'a>(qkv: &'a mut [f32], sequences: Sequences, heads: usize) -> Resu
 }
 
 fn inputs<'a>(parts: &ArrayView5<'a, f32>, image: usize, head: usize) -> Inputs<'a> {
-    let part = |part: usize| parts.clone().slice_move(s![image, head, part, .., ..]);
+    let part = |part: usize| (*parts).slice_move(s![image, head, part, .., ..]);
     Inputs { q: part(0), k: part(1), v: part(2) }
 }
 
@@ -132,7 +132,7 @@ pub(super) fn backward(
             let (q, rest) = gradients.split_at(Axis(0), 1);
             let (k, v) = rest.split_at(Axis(0), 1);
             let [q, k, v] = [q, k, v].map(|part| part.index_axis_move(Axis(0), 0));
-            let d_out = d_outs.clone().slice_move(s![image, .., head, ..]);
+            let d_out = d_outs.slice_move(s![image, .., head, ..]);
             (inputs(&parts, image, head), d_out, Gradients { q, k, v })
         }));
     }
