@@ -52,11 +52,11 @@ def main():
         medians[who] = statistics.median(speeds)
         step = statistics.median(record["step_median_s"] for record in found)
         memory = max((record.get("gpu_peak_mb") or 0 for record in found), default=0) or "?"
-        each = ", ".join(f"{speed:.1f}" for speed in speeds)
-        lines.append(f"| {title}, batch {found[0]['batch']} | {medians[who]:.1f} | {each} | {step:.4f} | {memory} |")
+        each = ", ".join(f"{speed:.4g}" for speed in speeds)
+        lines.append(f"| {title}, batch {found[0]['batch']} | {medians[who]:.4g} | {each} | {step:.4f} | {memory} |")
     for name, record in (own | shard).items():
         wait = f", data wait {100 * record['data_wait']:.1f} %" if name in shard else ""
-        line = f"| {name}, batch {record['batch']}{wait} | {record['images_per_s']:.1f} | | {record['step_median_s']:.4f}"
+        line = f"| {name}, batch {record['batch']}{wait} | {record['images_per_s']:.4g} | | {record['step_median_s']:.4f}"
         lines.append(f"{line} | {record.get('gpu_peak_mb', '?')} |")
     result["ratio"] = {who: medians["pass"] / medians[who] for who in ("eager", "compiled") if {"pass", who} <= set(medians)}
     lines += ["", *(f"pass / {who}: {ratio:.2f}" for who, ratio in result["ratio"].items())]
