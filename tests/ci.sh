@@ -133,6 +133,10 @@ check_cuda() { # compiles with CUDA on a machine that has none, and starts there
   . "$CUDA/env.sh"
   CARGO_TARGET_DIR=target/cuda cargo build --release --locked -p pass-host --features cuda
   target/cuda/release/pass-host doctor
+  # the driver assembles the kernels at their first use; here for Ampere, Hopper and Blackwell
+  for text in $(ls -td target/cuda/release/build/pass-host-*/out/ | head -1)*.ptx; do
+    for gpu in sm_80 sm_90 sm_100; do "$CUDA/real/bin/ptxas" -arch=$gpu "$text" -o /dev/null; done
+  done
 }
 
 check_cuda-kernels() { # every CUDA kernel on the processor: operations, golden set, training steps; needs g++
