@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
 use super::{Architecture, CLASS_ATTENTION_BLOCKS, MLP_RATIO};
@@ -249,6 +250,18 @@ impl Parameters {
     /// Where fused operations leave the gradients of these tensors.
     pub fn sink(&self) -> &GradientSink {
         &self.sink
+    }
+
+    /// The gradient of one of these tensors after a backward pass: what fused operations left in the sink and what candle's
+    /// store holds. Whoever calls `backward` asks here, or misses the former.
+    ///
+    /// # Errors
+    /// If both are there and do not fit.
+    pub fn take_gradient(&self, parameter: &Parameter, store: &mut GradStore) -> Result<Option<Tensor>> {
+        Ok(match (self.sink.take(&parameter.tensor), store.remove(&parameter.tensor)) {
+            (Some(one), Some(other)) => Some((one + other)?),
+            (one, other) => one.or(other),
+        })
     }
 
     /// The same tensors, whose gradients go to `sink`.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor};
 
 use crate::config::TrainConfig;
 use crate::distributed::reducer::{BUCKET_BYTES, handed_over};
@@ -115,13 +115,20 @@ impl Trainer {
 
     /// The same trainer as one of several, which all hold the same weights and step together.
     pub fn among(mut self, ranks: &Ranks) -> Self {
-        let mut gradients: Vec<_> = self.architecture.specification();
-        gradients.retain(|tensor| tensor.trainable);
-        // a backward pass ends where the data came in
-        let gradients = gradients.into_iter().rev().map(|tensor| (tensor.name, tensor.shape.into()));
-        self.buckets = Arc::new(Buckets::new(gradients, BUCKET_BYTES));
+        self.buckets = Arc::new(Buckets::new(self.backward_order(), BUCKET_BYTES));
         self.ranks = ranks.clone();
         self
+    }
+
+    /// Name and shape of every gradient, in about the order in which a backward pass completes them.
+    fn backward_order(&self) -> Vec<(String, Shape)> {
+        let mut tensors = self.architecture.specification();
+        tensors.retain(|tensor| tensor.trainable);
+        // it ends where the data came in; candle tells the gradients of single operations late, and only the aggregation
+        // head is made of such
+        tensors.reverse();
+        tensors.sort_by_key(|tensor| tensor.name.starts_with("ca_head."));
+        tensors.into_iter().map(|tensor| (tensor.name, tensor.shape.into())).collect()
     }
 
     /// Fresh student weights of a configuration.
@@ -140,15 +147,13 @@ impl Trainer {
 
     /// Gradients of a scalar with respect to every trained tensor.
     pub fn gradients(&self, loss: &Tensor) -> Result<Gradients> {
-        let sink = self.student.parameters.sink();
-        sink.clear();
+        let parameters = &self.student.parameters;
+        parameters.sink().clear();
         let mut store = loss.backward()?;
         let mut gradients = HashMap::new();
-        for (name, parameter) in self.student.parameters.iter().filter(|(_, parameter)| parameter.trainable) {
-            let gradient = match (sink.take(&parameter.tensor), store.remove(&parameter.tensor)) {
-                (Some(one), Some(other)) => (one + other)?,
-                (Some(gradient), None) | (None, Some(gradient)) => gradient,
-                (None, None) => candle_core::bail!("no gradient reached `{name}`"),
+        for (name, parameter) in parameters.iter().filter(|(_, parameter)| parameter.trainable) {
+            let Some(gradient) = parameters.take_gradient(parameter, &mut store)? else {
+                candle_core::bail!("no gradient reached `{name}`");
             };
             gradients.insert(name.to_string(), gradient);
         }
@@ -312,7 +317,7 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use candle_core::{CpuStorage, CustomOp1, Layout, Shape};
+    use candle_core::{CpuStorage, CustomOp1, Layout};
 
     use super::*;
     use crate::config::Arch;
@@ -401,8 +406,7 @@ mod tests {
         let ranks = Ranks::over(Spy { complete: Arc::clone(&complete), sent_at: Arc::clone(&sent_at) });
         let student = Trainer::fresh_student(&config, &Device::Cpu).unwrap();
         let trainer = Trainer::new(&config, student, &Device::Cpu).unwrap().among(&ranks);
-        let names = trainer.architecture.specification().into_iter().rev().filter(|tensor| tensor.trainable);
-        let buckets = Arc::new(Buckets::new(names.map(|tensor| (tensor.name, tensor.shape.into())), 0));
+        let buckets = Arc::new(Buckets::new(trainer.backward_order(), 0));
         let reducer = Arc::new(Reducer::new(&ranks, &buckets, None));
         let mut indices = HashMap::new();
         let counted = |(name, parameter): (&str, &Parameter)| {

@@ -47,11 +47,10 @@ impl Optimizer {
     ///
     /// # Errors
     /// If a gradient has another shape.
-    pub fn step(&mut self, parameters: &[&Parameters], gradients: &GradStore, lr: f64) -> Result<()> {
-        for (name, parameter) in parameters.iter().flat_map(|parameters| parameters.iter()) {
-            let (true, Some(gradient)) = (parameter.trainable, gradients.get(&parameter.tensor)) else {
-                continue;
-            };
+    pub fn step(&mut self, parameters: &[&Parameters], store: &mut GradStore, lr: f64) -> Result<()> {
+        let all = parameters.iter().flat_map(|own| own.iter().map(move |(name, tensor)| (own, name, tensor)));
+        for (own, name, parameter) in all.filter(|(.., parameter)| parameter.trainable) {
+            let Some(gradient) = own.take_gradient(parameter, store)? else { continue };
             if !self.moments.contains_key(name) {
                 let zero = || Tensor::zeros(parameter.tensor.shape(), DType::F32, parameter.tensor.device());
                 let fresh = Moments { first: zero()?, second: zero()?, steps: 0 };
@@ -69,7 +68,7 @@ impl Optimizer {
                 momentum: 0.0,
             };
             let (first, second) = (&moments.first, &moments.second);
-            self.ops.adamw_ema_step(&parameter.tensor, gradient, first, second, None, &update)?;
+            self.ops.adamw_ema_step(&parameter.tensor, &gradient, first, second, None, &update)?;
         }
         Ok(())
     }

@@ -118,8 +118,8 @@ impl Trainer<'_> {
         if !value.is_finite() {
             return Err(SegmentError::NotFinite { iteration: self.state.iteration + 1, loss: value, lr });
         }
-        let gradients = loss.backward()?;
-        self.optimizer.step(&self.model.learned(), &gradients, lr)?;
+        let mut store = loss.backward()?;
+        self.optimizer.step(&self.model.learned(), &mut store, lr)?;
         self.state.iteration += 1;
         let (iteration, total) = (self.state.iteration, self.config().iterations);
         tell(Event::Step { iteration, total, loss: value, lr });
