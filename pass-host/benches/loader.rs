@@ -18,7 +18,7 @@ use pass_host::data::augment::{
     gaussian_blur, grayscale, normalize_into, plans,
 };
 use pass_host::data::decode::{Encoded, Rgb8Image, decode_rgb};
-use pass_host::data::{ImageIndex, Loader, LoaderSettings};
+use pass_host::data::{ImageIndex, Loader, LoaderSettings, Part};
 
 /// Photos in one round.
 const PHOTOS: usize = 200;

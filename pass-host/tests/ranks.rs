@@ -1,6 +1,7 @@
 //! Several processes that train one network. With the feature `mpi` and `mpirun` at hand, the real thing; without the
 //! feature, the refusal to let each train alone.
 
+#[cfg_attr(not(feature = "mpi"), expect(dead_code, reason = "the refusal needs less of it"))]
 mod program;
 
 #[cfg(not(feature = "mpi"))]

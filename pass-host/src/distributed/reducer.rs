@@ -1,10 +1,10 @@
 //! Gradients added up over all ranks while the backward pass goes on.
 //!
-//! Gradients travel in buckets, in the order in which a backward pass completes them: the last layers first. A bucket
-//! leaves when its last gradient is there and all buckets before it have left, so that every rank sends the same buckets
-//! in the same order, whatever the order of its backward pass.
+//! Gradients travel in buckets, in the order in which the backward pass completes them, which the graph of the loss tells
+//! beforehand. A bucket leaves when its last gradient is there and all buckets before it have left, so that every rank
+//! sends the same buckets in the same order.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor};
@@ -19,14 +19,14 @@ pub const BUCKET_BYTES: usize = 8 << 20;
 /// Which gradients travel together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Buckets {
-    /// Name and shape of every gradient, in the order in which they are expected.
+    /// Name and shape of every gradient, in the order in which they will be complete.
     gradients: Vec<(String, Shape)>,
     /// The gradients of each bucket, one range after the other.
     ranges: Vec<std::ops::Range<usize>>,
 }
 
 impl Buckets {
-    /// Buckets of about `bytes` bytes over gradients in the order in which they are expected.
+    /// Buckets of about `bytes` bytes over gradients in the order in which they will be complete.
     pub fn new(gradients: impl IntoIterator<Item = (String, Shape)>, bytes: usize) -> Self {
         let gradients: Vec<_> = gradients.into_iter().collect();
         let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
@@ -66,7 +66,7 @@ impl Buckets {
 /// The gradients of one backward pass.
 pub struct Reducer {
     ranks: Ranks,
-    buckets: Arc<Buckets>,
+    buckets: OnceLock<Arc<Buckets>>,
     state: Mutex<State>,
 }
 
@@ -80,10 +80,22 @@ struct State {
 
 impl Reducer {
     /// For one backward pass; `earlier` gradients, of micro-batches that were not sent, are added to its own.
-    pub fn new(ranks: &Ranks, buckets: &Arc<Buckets>, earlier: Option<Gradients>) -> Self {
-        let ready = vec![None; buckets.gradients.len()];
-        let state = State { earlier, ready, sent: Vec::new() };
-        Self { ranks: ranks.clone(), buckets: Arc::clone(buckets), state: state.into() }
+    pub fn new(ranks: &Ranks, earlier: Option<Gradients>) -> Self {
+        let state = State { earlier, ready: Vec::new(), sent: Vec::new() };
+        Self { ranks: ranks.clone(), buckets: OnceLock::new(), state: state.into() }
+    }
+
+    /// Says which gradients travel together, once, before the first is complete.
+    pub fn arrange(&self, buckets: &Arc<Buckets>) {
+        let buckets = self.buckets.get_or_init(|| Arc::clone(buckets));
+        self.state().ready.resize(buckets.gradients.len(), None);
+    }
+
+    fn buckets(&self) -> Result<&Buckets> {
+        match self.buckets.get() {
+            Some(buckets) => Ok(buckets),
+            None => candle_core::bail!("gradients are complete before their buckets are arranged"),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,8 +107,9 @@ impl Reducer {
     /// # Errors
     /// If it was complete before, has another shape, or cannot be sent.
     pub fn ready(&self, index: usize, gradient: &Tensor) -> Result<()> {
+        let buckets = self.buckets()?;
         let state = &mut *self.state();
-        let Some((name, shape)) = self.buckets.gradients.get(index) else {
+        let Some((name, shape)) = buckets.gradients.get(index) else {
             candle_core::bail!("there is no gradient number {index}");
         };
         if gradient.shape() != shape {
@@ -110,7 +123,7 @@ impl Reducer {
         if state.ready[index].replace(gradient).is_some() {
             candle_core::bail!("the gradient of `{name}` was complete before");
         }
-        while let Some(range) = self.buckets.ranges.get(state.sent.len()) {
+        while let Some(range) = buckets.ranges.get(state.sent.len()) {
             let slots = &mut state.ready[range.clone()];
             if slots.iter().any(Option::is_none) {
                 break;
@@ -127,16 +140,17 @@ impl Reducer {
     /// # Errors
     /// If a gradient never came, naming it, or the ranks are lost.
     pub fn finish(&self) -> Result<Gradients> {
+        let buckets = self.buckets()?;
         let state = &mut *self.state();
-        if let Some(range) = self.buckets.ranges.get(state.sent.len()) {
+        if let Some(range) = buckets.ranges.get(state.sent.len()) {
             let missing = range.clone().find(|&index| state.ready[index].is_none()).unwrap_or(range.start);
-            candle_core::bail!("no gradient reached `{}`", self.buckets.gradients[missing].0);
+            candle_core::bail!("no gradient reached `{}`", buckets.gradients[missing].0);
         }
-        let mut sums = Gradients::with_capacity(self.buckets.gradients.len());
-        for (pending, range) in state.sent.drain(..).zip(&self.buckets.ranges) {
+        let mut sums = Gradients::with_capacity(buckets.gradients.len());
+        for (pending, range) in state.sent.drain(..).zip(&buckets.ranges) {
             let bucket = pending()?;
             let mut start = 0;
-            for (name, shape) in &self.buckets.gradients[range.clone()] {
+            for (name, shape) in &buckets.gradients[range.clone()] {
                 let count = shape.elem_count();
                 sums.insert(name.clone(), bucket.narrow(0, start, count)?.reshape(shape)?);
                 start += count;
@@ -150,15 +164,15 @@ impl Reducer {
 /// have added their part.
 struct HandOver {
     reducer: Arc<Reducer>,
-    index: usize,
+    name: String,
 }
 
-/// `parameter` as it is, whose gradient goes to `reducer` instead of the store of the backward pass.
+/// The parameter called `name` as it is, whose gradient goes to `reducer` instead of the store of the backward pass.
 ///
 /// # Errors
 /// If the parameter is a part of another tensor.
-pub fn handed_over(parameter: &Tensor, reducer: &Arc<Reducer>, index: usize) -> Result<Tensor> {
-    parameter.apply_op1(HandOver { reducer: Arc::clone(reducer), index })
+pub fn handed_over(name: &str, parameter: &Tensor, reducer: &Arc<Reducer>) -> Result<Tensor> {
+    parameter.apply_op1(HandOver { reducer: Arc::clone(reducer), name: name.to_owned() })
 }
 
 fn whole(layout: &Layout) -> Result<Shape> {
@@ -182,7 +196,10 @@ impl CustomOp1 for HandOver {
     }
 
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        self.reducer.ready(self.index, gradient)?;
+        let Some(index) = self.reducer.buckets()?.index(&self.name) else {
+            candle_core::bail!("the gradient of `{}` is in no bucket", self.name);
+        };
+        self.reducer.ready(index, gradient)?;
         Ok(None)
     }
 }
@@ -215,7 +232,8 @@ mod tests {
         let buckets = Arc::new(Buckets::new(named(&[3, 4, 5, 6]), 32));
         let results = on_ranks(3, |ranks| {
             let earlier = (0..4).map(|i| (format!("p{i}"), full(100.0, 3 + i))).collect();
-            let reducer = Reducer::new(&ranks, &buckets, Some(earlier));
+            let reducer = Reducer::new(&ranks, Some(earlier));
+            reducer.arrange(&buckets);
             let mut order = [0, 1, 2, 3];
             order.rotate_left(ranks.rank());
             for index in order {
@@ -235,9 +253,11 @@ mod tests {
     #[test]
     fn faults_name_the_gradient() {
         let buckets = Arc::new(Buckets::new(named(&[2, 2, 2]), 8));
-        let reducer = Reducer::new(&Ranks::single(), &buckets, None);
-        reducer.ready(2, &full(1.0, 2)).unwrap();
+        let reducer = Reducer::new(&Ranks::single(), None);
         let text = |error: candle_core::Error| error.to_string();
+        assert!(text(reducer.ready(2, &full(1.0, 2)).unwrap_err()).contains("before their buckets"));
+        reducer.arrange(&buckets);
+        reducer.ready(2, &full(1.0, 2)).unwrap();
         assert!(text(reducer.ready(2, &full(1.0, 2)).unwrap_err()).contains("`p2` was complete"));
         assert!(text(reducer.ready(0, &full(1.0, 3)).unwrap_err()).contains("`p0`: expected"));
         assert!(text(reducer.ready(3, &full(1.0, 2)).unwrap_err()).contains("number 3"));
@@ -250,9 +270,9 @@ mod tests {
         let (a, b) =
             (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[3f32, 4.0], &Device::Cpu).unwrap());
         let buckets = Arc::new(Buckets::new([("b".into(), 2.into()), ("a".into(), 2.into())], 8));
-        let reducer = Arc::new(Reducer::new(&Ranks::single(), &buckets, None));
-        let parameter =
-            |var: &Var, name| handed_over(var.as_tensor(), &reducer, buckets.index(name).unwrap()).unwrap();
+        let reducer = Arc::new(Reducer::new(&Ranks::single(), None));
+        reducer.arrange(&buckets);
+        let parameter = |var: &Var, name| handed_over(name, var.as_tensor(), &reducer).unwrap();
         let (x, y) = (parameter(&a, "a"), parameter(&b, "b"));
         // d/da (a·b + a²) = b + 2a; d/db = a; both uses of a before it is handed over
         let loss = ((&x * &y).unwrap() + x.sqr().unwrap()).unwrap().sum_all().unwrap();

@@ -110,14 +110,8 @@ impl Trainer {
     }
 
     /// The same trainer as one of several, which all hold the same weights and step together.
-    pub fn among(mut self, ranks: &Ranks) -> Self {
-        let mut gradients: Vec<_> = self.architecture.specification();
-        gradients.retain(|tensor| tensor.trainable);
-        // a backward pass ends where the data came in
-        let gradients = gradients.into_iter().rev().map(|tensor| (tensor.name, tensor.shape.into()));
-        self.buckets = Arc::new(Buckets::new(gradients, BUCKET_BYTES));
-        self.ranks = ranks.clone();
-        self
+    pub fn among(self, ranks: &Ranks) -> Self {
+        Self { ranks: ranks.clone(), ..self }
     }
 
     /// Fresh student weights of a configuration.
@@ -150,14 +144,30 @@ impl Trainer {
     /// The student whose gradients go to `reducer`.
     fn handing_over(&self, reducer: &Arc<Reducer>) -> Result<Network> {
         let wrap = |(name, parameter): (&str, &Parameter)| {
-            let tensor = match self.buckets.index(name) {
-                Some(index) => handed_over(&parameter.tensor, reducer, index)?,
-                None => parameter.tensor.clone(),
+            let tensor = match parameter.trainable {
+                true => handed_over(name, &parameter.tensor, reducer)?,
+                false => parameter.tensor.clone(),
             };
             Ok((name.to_owned(), tensor))
         };
         let parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
         Network::new(&self.architecture, parameters, self.ops)
+    }
+
+    /// The trained tensors of `student` in the order in which the backward pass of `loss` completes their gradients; it is
+    /// the same in every step.
+    fn buckets(&self, loss: &Tensor, student: &Network, bytes: usize) -> Result<Buckets> {
+        let trained = self.student.parameters.iter().filter(|(_, parameter)| parameter.trainable);
+        let mut names = HashMap::new();
+        for (name, parameter) in trained {
+            names.insert(student.parameters.get(name)?.id(), (name, parameter.tensor.shape()));
+        }
+        let nodes = loss.sorted_nodes().into_iter();
+        let order: Vec<_> = nodes.filter_map(|node| names.remove(&node.id())).collect();
+        if let Some((name, _)) = names.values().next() {
+            candle_core::bail!("no gradient reached `{name}`");
+        }
+        Ok(Buckets::new(order.into_iter().map(|(name, shape)| (name.to_owned(), shape.clone())), bytes))
     }
 
     /// One step over the micro-batches of a batch, of all ranks together. Anything not finite is found before anything
@@ -173,7 +183,7 @@ impl Trainer {
         let mut teacher_means = Vec::with_capacity(micro_batches.len());
         for (index, crops) in micro_batches.iter().enumerate() {
             let sends = self.ranks.several() && index + 1 == micro_batches.len();
-            let reducer = sends.then(|| Arc::new(Reducer::new(&self.ranks, &self.buckets, gradients.take())));
+            let reducer = sends.then(|| Arc::new(Reducer::new(&self.ranks, gradients.take())));
             let sending = reducer.as_ref().map(|reducer| self.handing_over(reducer)).transpose()?;
             let student = sending.as_ref().unwrap_or(&self.student);
             let losses = self.losses_of(student, crops, schedule.teacher_temp)?;
@@ -181,6 +191,10 @@ impl Trainer {
             let scaled = if share == 1.0 { losses.total } else { (losses.total * share)? };
             gradients = Some(match (reducer, gradients.take()) {
                 (Some(reducer), _) => {
+                    if self.buckets.is_empty() {
+                        self.buckets = Arc::new(self.buckets(&scaled, student, BUCKET_BYTES)?);
+                    }
+                    reducer.arrange(&self.buckets);
                     scaled.backward()?;
                     reducer.finish()?
                 }
@@ -402,18 +416,19 @@ mod tests {
         let ranks = Ranks::over(Spy { complete: Arc::clone(&complete), sent_at: Arc::clone(&sent_at) });
         let student = Trainer::fresh_student(&config, &Device::Cpu).unwrap();
         let trainer = Trainer::new(&config, student, &Device::Cpu).unwrap().among(&ranks);
-        let names = trainer.architecture.specification().into_iter().rev().filter(|tensor| tensor.trainable);
-        let buckets = Arc::new(Buckets::new(names.map(|tensor| (tensor.name, tensor.shape.into())), 0));
-        let reducer = Arc::new(Reducer::new(&ranks, &buckets, None));
+        let reducer = Arc::new(Reducer::new(&ranks, None));
         let parameters = trainer.student.parameters.iter().map(|(name, parameter)| {
-            let tensor = match buckets.index(name) {
-                Some(index) => handed_over(&parameter.tensor, &reducer, index).unwrap(),
-                None => parameter.tensor.clone(),
+            let tensor = match parameter.trainable {
+                true => handed_over(name, &parameter.tensor, &reducer).unwrap(),
+                false => parameter.tensor.clone(),
             };
             (name.to_owned(), tensor.apply_op1(Count(Arc::clone(&complete))).unwrap())
         });
         let student = Network::new(&trainer.architecture, parameters.collect(), trainer.ops).unwrap();
-        trainer.losses_of(&student, &crops, 0.05).unwrap().total.backward().unwrap();
+        let loss = trainer.losses_of(&student, &crops, 0.05).unwrap().total;
+        let buckets = Arc::new(trainer.buckets(&loss, &student, 0).unwrap());
+        reducer.arrange(&buckets);
+        loss.backward().unwrap();
         assert_eq!(reducer.finish().unwrap().len(), buckets.len());
 
         let sent_at = sent_at.lock().unwrap();
