@@ -19,8 +19,7 @@ use pass_host::data::augment::{
     gaussian_blur, grayscale, normalize_into, plans,
 };
 use pass_host::data::decode::{Encoded, Rgb8Image, decode_rgb};
-use pass_host::data::loader::Part;
-use pass_host::data::{ImageIndex, Loader, LoaderSettings};
+use pass_host::data::{ImageIndex, Loader, LoaderSettings, Part};
 use pass_host::pack::{self, PackFormat, PackSettings};
 
 /// Photos in one round.

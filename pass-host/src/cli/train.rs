@@ -120,7 +120,7 @@ Examples:
   pass-host train --out runs/mine --resume auto       go on after a stop or a crash
   pass-host train PHOTOS --config mine.toml --set patch.weight=0.2 --dry-run
   pass-host train PHOTOS --eval-every 500 --eval-data FLOWERS
-  mpirun -np 4 pass-host train PHOTOS --batch 16      four ranks, 64 images a step (built with --features mpi)
+  mpirun -np 4 pass-host train PHOTOS --batch 16      four ranks, 64 images a step
 
 Ctrl-C writes a checkpoint and ends with exit code 0; a second Ctrl-C stops at once.
 Curves: tensorboard --logdir runs";

@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn every_launcher_is_understood() {
-        let cases: [(&[(&str, &str)], (usize, usize, usize, Option<usize>, bool)); 5] = [
+        type Expected = (usize, usize, usize, Option<usize>, bool);
+        let cases: [(&[(&str, &str)], Expected); 5] = [
             (
                 &[("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")],
                 (3, 4, 1, Some(2), false),

@@ -1,8 +1,8 @@
 //! Gradients added up over all ranks while the backward pass goes on.
 //!
-//! Gradients travel in buckets, in the order in which a backward pass completes them: the last layers first. A bucket
+//! Gradients travel in buckets, in the order in which the backward pass completes them, which is observed once. A bucket
 //! leaves when its last gradient is there and all buckets before it have left, so that every rank sends the same buckets
-//! in the same order, whatever the order of its backward pass.
+//! in the same order.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,14 +19,14 @@ pub const BUCKET_BYTES: usize = 8 << 20;
 /// Which gradients travel together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Buckets {
-    /// Name and shape of every gradient, in the order in which they are expected.
+    /// Name and shape of every gradient, in the order in which they will be complete.
     gradients: Vec<(String, Shape)>,
     /// The gradients of each bucket, one range after the other.
     ranges: Vec<std::ops::Range<usize>>,
 }
 
 impl Buckets {
-    /// Buckets of about `bytes` bytes over gradients in the order in which they are expected.
+    /// Buckets of about `bytes` bytes over gradients in the order in which they will be complete.
     pub fn new(gradients: impl IntoIterator<Item = (String, Shape)>, bytes: usize) -> Self {
         let gradients: Vec<_> = gradients.into_iter().collect();
         let mut ranges: Vec<std::ops::Range<usize>> = Vec::new();
@@ -47,8 +47,7 @@ impl Buckets {
         Self { gradients, ranges }
     }
 
-    /// The number of the gradient called `name`, for [`Reducer::ready`].
-    pub fn index(&self, name: &str) -> Option<usize> {
+    fn index(&self, name: &str) -> Option<usize> {
         self.gradients.iter().position(|(own, _)| own == name)
     }
 
@@ -86,19 +85,26 @@ impl Reducer {
         Self { ranks: ranks.clone(), buckets: Arc::clone(buckets), state: state.into() }
     }
 
+    /// Tells it of complete gradients.
+    pub fn receiver(self: &Arc<Self>) -> Arc<Receive> {
+        let reducer = Arc::clone(self);
+        Arc::new(move |name: &str, gradient: &Tensor| reducer.ready(name, gradient))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The gradient number `index` is complete. Sends every bucket that can go.
+    /// The gradient of the parameter called `name` is complete. Sends every bucket that can go.
     ///
     /// # Errors
-    /// If it was complete before, has another shape, or cannot be sent.
-    pub fn ready(&self, index: usize, gradient: &Tensor) -> Result<()> {
-        let state = &mut *self.state();
-        let Some((name, shape)) = self.buckets.gradients.get(index) else {
-            candle_core::bail!("there is no gradient number {index}");
+    /// If there is no such parameter, it was complete before, has another shape, or cannot be sent.
+    pub fn ready(&self, name: &str, gradient: &Tensor) -> Result<()> {
+        let Some(index) = self.buckets.index(name) else {
+            candle_core::bail!("the gradient of `{name}` is in no bucket");
         };
+        let state = &mut *self.state();
+        let shape = &self.buckets.gradients[index].1;
         if gradient.shape() != shape {
             candle_core::bail!("gradient of `{name}`: expected {shape:?}, found {:?}", gradient.shape());
         }
@@ -127,16 +133,17 @@ impl Reducer {
     /// # Errors
     /// If a gradient never came, naming it, or the ranks are lost.
     pub fn finish(&self) -> Result<Gradients> {
+        let buckets = &*self.buckets;
         let state = &mut *self.state();
-        if let Some(range) = self.buckets.ranges.get(state.sent.len()) {
+        if let Some(range) = buckets.ranges.get(state.sent.len()) {
             let missing = range.clone().find(|&index| state.ready[index].is_none()).unwrap_or(range.start);
-            candle_core::bail!("no gradient reached `{}`", self.buckets.gradients[missing].0);
+            candle_core::bail!("no gradient reached `{}`", buckets.gradients[missing].0);
         }
-        let mut sums = Gradients::with_capacity(self.buckets.gradients.len());
-        for (pending, range) in state.sent.drain(..).zip(&self.buckets.ranges) {
+        let mut sums = Gradients::with_capacity(buckets.gradients.len());
+        for (pending, range) in state.sent.drain(..).zip(&buckets.ranges) {
             let bucket = pending()?;
             let mut start = 0;
-            for (name, shape) in &self.buckets.gradients[range.clone()] {
+            for (name, shape) in &buckets.gradients[range.clone()] {
                 let count = shape.elem_count();
                 sums.insert(name.clone(), bucket.narrow(0, start, count)?.reshape(shape)?);
                 start += count;
@@ -146,19 +153,22 @@ impl Reducer {
     }
 }
 
-/// The identity, whose backward pass hands the gradient to the reducer: candle calls it when all uses of the parameter
-/// have added their part.
+/// Who is told of a complete gradient and the name of its parameter.
+pub type Receive = dyn Fn(&str, &Tensor) -> Result<()> + Send + Sync;
+
+/// The identity, whose backward pass hands the gradient over: candle calls it when all uses of the parameter have added
+/// their part.
 struct HandOver {
-    reducer: Arc<Reducer>,
-    index: usize,
+    receive: Arc<Receive>,
+    name: String,
 }
 
-/// `parameter` as it is, whose gradient goes to `reducer` instead of the store of the backward pass.
+/// The parameter called `name` as it is, whose gradient goes to `receive` instead of the store of the backward pass.
 ///
 /// # Errors
 /// If the parameter is a part of another tensor.
-pub fn handed_over(parameter: &Tensor, reducer: &Arc<Reducer>, index: usize) -> Result<Tensor> {
-    parameter.apply_op1(HandOver { reducer: Arc::clone(reducer), index })
+pub fn handed_over(name: &str, parameter: &Tensor, receive: &Arc<Receive>) -> Result<Tensor> {
+    parameter.apply_op1(HandOver { receive: Arc::clone(receive), name: name.to_owned() })
 }
 
 fn whole(layout: &Layout) -> Result<Shape> {
@@ -182,7 +192,7 @@ impl CustomOp1 for HandOver {
     }
 
     fn bwd(&self, _arg: &Tensor, _res: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        self.reducer.ready(self.index, gradient)?;
+        (self.receive)(&self.name, gradient)?;
         Ok(None)
     }
 }
@@ -220,7 +230,7 @@ mod tests {
             order.rotate_left(ranks.rank());
             for index in order {
                 let value = (10 * index + ranks.rank()) as f32;
-                reducer.ready(index, &full(value, 3 + index)).unwrap();
+                reducer.ready(&format!("p{index}"), &full(value, 3 + index)).unwrap();
             }
             reducer.finish().unwrap()
         });
@@ -236,12 +246,12 @@ mod tests {
     fn faults_name_the_gradient() {
         let buckets = Arc::new(Buckets::new(named(&[2, 2, 2]), 8));
         let reducer = Reducer::new(&Ranks::single(), &buckets, None);
-        reducer.ready(2, &full(1.0, 2)).unwrap();
         let text = |error: candle_core::Error| error.to_string();
-        assert!(text(reducer.ready(2, &full(1.0, 2)).unwrap_err()).contains("`p2` was complete"));
-        assert!(text(reducer.ready(0, &full(1.0, 3)).unwrap_err()).contains("`p0`: expected"));
-        assert!(text(reducer.ready(3, &full(1.0, 2)).unwrap_err()).contains("number 3"));
-        reducer.ready(0, &full(1.0, 2)).unwrap();
+        reducer.ready("p2", &full(1.0, 2)).unwrap();
+        assert!(text(reducer.ready("p2", &full(1.0, 2)).unwrap_err()).contains("`p2` was complete"));
+        assert!(text(reducer.ready("p0", &full(1.0, 3)).unwrap_err()).contains("`p0`: expected"));
+        assert!(text(reducer.ready("p3", &full(1.0, 2)).unwrap_err()).contains("`p3` is in no bucket"));
+        reducer.ready("p0", &full(1.0, 2)).unwrap();
         assert!(text(reducer.finish().unwrap_err()).contains("no gradient reached `p1`"));
     }
 
@@ -251,8 +261,8 @@ mod tests {
             (Var::new(&[1f32, 2.0], &Device::Cpu).unwrap(), Var::new(&[3f32, 4.0], &Device::Cpu).unwrap());
         let buckets = Arc::new(Buckets::new([("b".into(), 2.into()), ("a".into(), 2.into())], 8));
         let reducer = Arc::new(Reducer::new(&Ranks::single(), &buckets, None));
-        let parameter =
-            |var: &Var, name| handed_over(var.as_tensor(), &reducer, buckets.index(name).unwrap()).unwrap();
+        let receive = reducer.receiver();
+        let parameter = |var: &Var, name| handed_over(name, var.as_tensor(), &receive).unwrap();
         let (x, y) = (parameter(&a, "a"), parameter(&b, "b"));
         // d/da (a·b + a²) = b + 2a; d/db = a; both uses of a before it is handed over
         let loss = ((&x * &y).unwrap() + x.sqr().unwrap()).unwrap().sum_all().unwrap();

@@ -152,7 +152,7 @@ mod tests {
             move |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
         };
         let given = [("MASTER_ADDR", "node7"), ("MASTER_PORT", "1234")];
-        assert_eq!(address(&launch(1, 1), with(&[])).unwrap_err().to_string().contains("MASTER_ADDR"), true);
+        assert!(address(&launch(1, 1), with(&[])).unwrap_err().to_string().contains("MASTER_ADDR"));
         assert_eq!(address(&launch(1, 3), with(&[])).unwrap(), ("127.0.0.1".into(), PORT));
         let pairs: &'static [(&str, &str)] = Box::leak(Box::new(given));
         assert_eq!(address(&launch(1, 1), with(pairs)).unwrap(), ("node7".into(), 1234));

@@ -1,12 +1,12 @@
 //! One optimizer step: forward, centers, backward, clipping, AdamW, momentum teacher (SEMANTICS §5).
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 
 use crate::config::TrainConfig;
-use crate::distributed::reducer::{BUCKET_BYTES, handed_over};
+use crate::distributed::reducer::{BUCKET_BYTES, Receive, handed_over};
 use crate::distributed::{Buckets, Ranks, Reducer};
 use crate::model::parameters::{Parameter, Parameters, Role};
 use crate::model::{Architecture, Network};
@@ -114,21 +114,8 @@ impl Trainer {
     }
 
     /// The same trainer as one of several, which all hold the same weights and step together.
-    pub fn among(mut self, ranks: &Ranks) -> Self {
-        self.buckets = Arc::new(Buckets::new(self.backward_order(), BUCKET_BYTES));
-        self.ranks = ranks.clone();
-        self
-    }
-
-    /// Name and shape of every gradient, in about the order in which a backward pass completes them.
-    fn backward_order(&self) -> Vec<(String, Shape)> {
-        let mut tensors = self.architecture.specification();
-        tensors.retain(|tensor| tensor.trainable);
-        // it ends where the data came in; candle tells the gradients of single operations late, and only the aggregation
-        // head is made of such
-        tensors.reverse();
-        tensors.sort_by_key(|tensor| tensor.name.starts_with("ca_head."));
-        tensors.into_iter().map(|tensor| (tensor.name, tensor.shape.into())).collect()
+    pub fn among(self, ranks: &Ranks) -> Self {
+        Self { ranks: ranks.clone(), ..self }
     }
 
     /// Fresh student weights of a configuration.
@@ -160,31 +147,53 @@ impl Trainer {
         Ok(gradients)
     }
 
-    /// The student whose gradients go to `reducer`.
+    /// The student whose gradients are told to `receive`, each once, as soon as it is complete.
     ///
     /// Operations that know one parameter each tell it by the backward pass, those over many by their sink.
-    fn handing_over(&self, reducer: &Arc<Reducer>) -> Result<Network> {
-        let mut indices = HashMap::new();
+    fn handing_over(&self, receive: &Arc<Receive>) -> Result<Network> {
+        let mut names = HashMap::new();
         let wrap = |(name, parameter): (&str, &Parameter)| {
-            let tensor = match self.buckets.index(name) {
-                Some(index) => {
-                    let tensor = handed_over(&parameter.tensor, reducer, index)?;
-                    indices.insert(tensor.id(), index);
+            let tensor = match parameter.trainable {
+                true => {
+                    let tensor = handed_over(name, &parameter.tensor, receive)?;
+                    names.insert(tensor.id(), name.to_owned());
                     tensor
                 }
-                None => parameter.tensor.clone(),
+                false => parameter.tensor.clone(),
             };
             Ok((name.to_owned(), tensor))
         };
         let parameters: Parameters = self.student.parameters.iter().map(wrap).collect::<Result<_>>()?;
-        let reducer = Arc::clone(reducer);
-        let sink = GradientSink::handing_on(move |parameter, gradient| match indices.get(&parameter.id()) {
-            Some(&index) => reducer.ready(index, gradient),
+        let receive = Arc::clone(receive);
+        let sink = GradientSink::handing_on(move |parameter, gradient| match names.get(&parameter.id()) {
+            Some(name) => receive(name, gradient),
             None => candle_core::bail!("a gradient of a tensor that is no parameter"),
         });
         let mut student = Network::new(&self.architecture, parameters.with_sink(sink), self.ops)?;
         student.backbone = student.backbone.recomputing(self.recompute);
         Ok(student)
+    }
+
+    /// Buckets in the order in which a backward pass completes the gradients, seen in one whose gradients are thrown away. It
+    /// follows from the operations alone: the same in every step, on every rank, after every resume.
+    fn observed_buckets(&self, crops: &Crops, teacher_temp: f64, bytes: usize) -> Result<Buckets> {
+        let seen: Arc<Mutex<Vec<(String, Shape)>>> = Arc::default();
+        let receive: Arc<Receive> = Arc::new({
+            let seen = Arc::clone(&seen);
+            move |name: &str, gradient: &Tensor| {
+                let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                seen.push((name.to_owned(), gradient.shape().clone()));
+                Ok(())
+            }
+        });
+        let student = self.handing_over(&receive)?;
+        self.losses_of(&student, crops, teacher_temp)?.total.backward()?;
+        let seen = std::mem::take(&mut *seen.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut trained = self.student.parameters.iter().filter(|(_, parameter)| parameter.trainable);
+        if let Some((name, _)) = trained.find(|(name, _)| seen.iter().all(|(seen, _)| seen != name)) {
+            candle_core::bail!("no gradient reached `{name}`");
+        }
+        Ok(Buckets::new(seen, bytes))
     }
 
     /// One step over the micro-batches of a batch, of all ranks together. Anything not finite is found before anything
@@ -203,8 +212,12 @@ impl Trainer {
         let (mut scalars, mut monitor) = (Vec::with_capacity(micro_batches.len() + 1), None);
         for (index, crops) in micro_batches.iter().enumerate() {
             let sends = self.ranks.several() && index + 1 == micro_batches.len();
+            if sends && self.buckets.is_empty() {
+                self.buckets = Arc::new(self.observed_buckets(crops, schedule.teacher_temp, BUCKET_BYTES)?);
+            }
             let reducer = sends.then(|| Arc::new(Reducer::new(&self.ranks, &self.buckets, gradients.take())));
-            let sending = reducer.as_ref().map(|reducer| self.handing_over(reducer)).transpose()?;
+            let sending =
+                reducer.as_ref().map(|reducer| self.handing_over(&reducer.receiver())).transpose()?;
             let student = sending.as_ref().unwrap_or(&self.student);
             let losses = self.losses_of(student, crops, schedule.teacher_temp)?;
             scalars.push(losses.scalars()?);
@@ -314,33 +327,12 @@ fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use candle_core::{CpuStorage, CustomOp1, Layout};
 
     use super::*;
     use crate::config::Arch;
     use crate::distributed::{DistributedError, Engine, Pending};
     use crate::objective::forward::CropGroup;
-
-    /// Counts the gradients that are complete.
-    struct Count(Arc<AtomicUsize>);
-
-    impl CustomOp1 for Count {
-        fn name(&self) -> &'static str {
-            "count"
-        }
-
-        fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-            Ok((storage.clone(), layout.shape().clone()))
-        }
-
-        fn bwd(&self, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-            self.0.fetch_add(1, Ordering::Relaxed);
-            Ok(Some(gradient.clone()))
-        }
-    }
 
     /// Notes how many gradients were complete whenever one is sent.
     struct Spy {
@@ -406,25 +398,16 @@ mod tests {
         let ranks = Ranks::over(Spy { complete: Arc::clone(&complete), sent_at: Arc::clone(&sent_at) });
         let student = Trainer::fresh_student(&config, &Device::Cpu).unwrap();
         let trainer = Trainer::new(&config, student, &Device::Cpu).unwrap().among(&ranks);
-        let buckets = Arc::new(Buckets::new(trainer.backward_order(), 0));
+        let buckets = Arc::new(trainer.observed_buckets(&crops, 0.05, 0).unwrap());
         let reducer = Arc::new(Reducer::new(&ranks, &buckets, None));
-        let mut indices = HashMap::new();
-        let counted = |(name, parameter): (&str, &Parameter)| {
-            let Some(index) = buckets.index(name) else { return (name.to_owned(), parameter.tensor.clone()) };
-            let tensor = handed_over(&parameter.tensor, &reducer, index).unwrap();
-            let tensor = tensor.apply_op1(Count(Arc::clone(&complete))).unwrap();
-            indices.insert(tensor.id(), index);
-            (name.to_owned(), tensor)
-        };
-        let parameters: Parameters = trainer.student.parameters.iter().map(counted).collect();
-        let sink = GradientSink::handing_on({
+        let receive: Arc<Receive> = Arc::new({
             let (complete, reducer) = (Arc::clone(&complete), Arc::clone(&reducer));
-            move |parameter, gradient| {
+            move |name: &str, gradient: &Tensor| {
                 complete.fetch_add(1, Ordering::Relaxed);
-                reducer.ready(indices[&parameter.id()], gradient)
+                reducer.ready(name, gradient)
             }
         });
-        let student = Network::new(&trainer.architecture, parameters.with_sink(sink), trainer.ops).unwrap();
+        let student = trainer.handing_over(&receive).unwrap();
         trainer.losses_of(&student, &crops, 0.05).unwrap().total.backward().unwrap();
         assert_eq!(reducer.finish().unwrap().len(), buckets.len());
 
