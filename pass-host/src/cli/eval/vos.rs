@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pass_core::propagation::Propagation;
 
+use crate::allocator;
 use crate::checkpoint::write_atomically;
 use crate::cli::{ComputeArgs, output};
 use crate::config::run::Network;
@@ -87,6 +88,7 @@ struct RuleArgs {
 }
 
 pub(super) fn run(args: VosArgs) -> Result<u8, Error> {
+    allocator::return_memory();
     let rule = &args.rule;
     if rule.topk == 0 || !(rule.temperature.is_finite() && rule.temperature > 0.0) {
         return Err(Error::usage(
