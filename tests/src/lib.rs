@@ -5,7 +5,7 @@
 //! | [`golden`] | opens the set, hands out tensors and hyper-parameters, accounts for coverage |
 //! | [`json`] | the JSON files of the set, with the same accounting |
 //! | [`compare`] | `abs(a - b) <= atol + rtol * abs(b)`, integers exactly, sets, stepped weights |
-//! | [`device`] | where the tests compute, and in which ways |
+//! | [`mod@device`] | where the tests compute, and in which ways |
 //! | [`suite`] | one test per file, and one that refuses a file no test knows |
 //! | [`video`] | label propagation over the clips of the set |
 //!
