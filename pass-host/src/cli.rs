@@ -14,6 +14,7 @@ mod quantize;
 mod quantizing_bar;
 mod report;
 mod run_folder;
+mod sweep;
 mod train;
 mod verify;
 mod viz;
@@ -46,6 +47,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped by the guard (collapse or
 enum Command {
     Train(Box<train::TrainArgs>),
     Pack(pack::PackArgs),
+    Sweep(sweep::SweepArgs),
     #[command(subcommand)]
     Eval(eval::EvalCommand),
     Features(features::FeaturesArgs),
@@ -74,6 +76,7 @@ impl Cli {
             Command::Viz(command) => command.compute(),
             Command::Bench(command) => command.compute(),
             Command::Report(args) => &args.compute,
+            Command::Sweep(args) => &args.compute,
             Command::Pack(args) => return args.workers,
             Command::Doctor(args) => return args.threads,
             Command::Quantize(args) => return args.threads,
@@ -116,6 +119,7 @@ pub fn run(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Pack(args) => pack::run(args),
+        Command::Sweep(args) => sweep::run(&args),
         Command::Eval(command) => eval::run(command),
         Command::Features(args) => features::run(args),
         Command::Export(args) => export::run(args),

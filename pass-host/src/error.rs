@@ -16,6 +16,7 @@ use crate::pack::PackError;
 use crate::picture::PictureError;
 use crate::quantize::QuantizeError;
 use crate::report::ReportError;
+use crate::sweep::SweepError;
 use crate::train::TrainError;
 
 /// Any failure of the program; each area keeps its own enum.
@@ -81,6 +82,9 @@ pub enum Error {
     /// The page of a run.
     #[error(transparent)]
     Report(#[from] ReportError),
+    /// Many runs.
+    #[error(transparent)]
+    Sweep(#[from] SweepError),
     /// Standard output cannot be written.
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
@@ -113,6 +117,7 @@ impl Error {
             Self::Picture(error) => error.hint(),
             Self::Report(error) => error.hint(),
             Self::Bench(error) => error.hint(),
+            Self::Sweep(error) => error.hint(),
             Self::Output(_) => None,
         }
     }
@@ -122,6 +127,7 @@ impl Error {
         match self {
             Self::Usage { .. } | Self::Config(_) | Self::Train(TrainError::Config(_)) => 2,
             Self::Pack(PackError::Setting { .. }) => 2,
+            Self::Sweep(SweepError::Syntax { .. } | SweepError::Value { .. } | SweepError::Row { .. }) => 2,
             _ => 1,
         }
     }

@@ -18,6 +18,7 @@
 //! | [`export`], [`features`] | what leaves the run |
 //! | [`picture`], [`pca`] | what a network sees, drawn |
 //! | [`report`] | a run as one HTML page |
+//! | [`sweep`] | many runs and one table |
 //! | [`bench`](mod@bench), [`cost`] | how fast training is, and what a step costs |
 //! | [`quantize`](mod@quantize) | the file for the device, and the check of it |
 //! | [`import`] | weights of others |
@@ -49,4 +50,5 @@ pub mod picture;
 pub mod quantize;
 pub mod random;
 pub mod report;
+pub mod sweep;
 pub mod train;

@@ -1,8 +1,8 @@
 //! Named starting points. Everything in a preset can be overridden.
 
 use super::{
-    Arch, AugmentConfig, CheckpointConfig, HeadConfig, ImageObjective, LogConfig, ModelConfig, OptimConfig,
-    TrainConfig,
+    Aggregation, AllPatches, Arch, AugmentConfig, CheckpointConfig, HeadConfig, ImageObjective, LogConfig,
+    ModelConfig, OptimConfig, PatchObjective, TrainConfig, Window,
 };
 
 /// A named configuration.
@@ -29,7 +29,7 @@ pub const DEFAULT: &str = "paper-vit-s16";
 pub const DEMO: &str = "demo";
 
 /// Every preset.
-pub const PRESETS: [Preset; 4] = [
+pub const PRESETS: [Preset; 11] = [
     Preset {
         name: DEFAULT,
         about: "the paper on ImageNet: ViT-S/16, batch 1024, 200 epochs, K 65536/4096, 2 local crops",
@@ -50,6 +50,41 @@ pub const PRESETS: [Preset; 4] = [
         about: "a small network on small crops: about two minutes on two CPU cores with the bundled photos",
         build: demo,
     },
+    Preset {
+        name: "ablation-no-neighbor",
+        about: "Table 3, without Neighbor: positives are sought among all patches of the crop",
+        build: || ablation(|patch| patch.window = Window::All(AllPatches::All)),
+    },
+    Preset {
+        name: "ablation-no-matching",
+        about: "Table 3, without Matching: all 8 neighbors are positives (as ablation-k8)",
+        build: || ablation(|patch| patch.k = 8),
+    },
+    Preset {
+        name: "ablation-no-aggregation",
+        about: "Table 3, without Aggregation: the plain mean of the positives is the target",
+        build: || ablation(|patch| patch.aggregation = Aggregation::Mean),
+    },
+    Preset {
+        name: "ablation-k1",
+        about: "Table 3, one positive a patch",
+        build: || ablation(|patch| patch.k = 1),
+    },
+    Preset {
+        name: "ablation-k2",
+        about: "Table 3, two positives a patch",
+        build: || ablation(|patch| patch.k = 2),
+    },
+    Preset {
+        name: "ablation-k4",
+        about: "Table 3, four positives a patch: the method itself (as paper-vit-ti16-coco)",
+        build: || ablation(|patch| patch.k = 4),
+    },
+    Preset {
+        name: "ablation-k8",
+        about: "Table 3, all 8 neighbors as positives",
+        build: || ablation(|patch| patch.k = 8),
+    },
 ];
 
 /// The preset called `name`.
@@ -65,6 +100,13 @@ fn paper_vit_ti16_coco() -> TrainConfig {
         optim: OptimConfig { batch: 256, ..base.optim },
         ..base
     }
+}
+
+/// A row of the paper's Table 3: its ablations on COCO with another patch objective.
+fn ablation(change: fn(&mut PatchObjective)) -> TrainConfig {
+    let mut config = paper_vit_ti16_coco();
+    change(&mut config.patch);
+    config
 }
 
 fn release_vit_s16() -> TrainConfig {
@@ -117,5 +159,25 @@ fn demo() -> TrainConfig {
         checkpoint: CheckpointConfig { every_steps: 100, ..base.checkpoint },
         log: LogConfig { every_steps: 5, ..base.log },
         ..base
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ablations_differ_in_the_patch_objective_alone() {
+        let full = paper_vit_ti16_coco();
+        let ablations: Vec<_> =
+            PRESETS.iter().filter(|preset| preset.name.starts_with("ablation-")).collect();
+        assert_eq!(ablations.len(), 7);
+        for preset in ablations {
+            let config = preset.config();
+            let restored = TrainConfig { patch: full.patch.clone(), ..config.clone() };
+            assert_eq!(restored, full, "{}", preset.name);
+            let same = config.patch == full.patch;
+            assert_eq!(same, preset.name == "ablation-k4", "{}", preset.name);
+        }
     }
 }

@@ -100,6 +100,11 @@ impl Html {
         Self(text.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026"))
     }
 
+    /// The markup.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+
     #[cfg(test)]
     pub(super) fn as_str(&self) -> &str {
         &self.0
