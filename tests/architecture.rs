@@ -46,6 +46,7 @@ fn edge_depends_on_core_and_what_reads_its_file() {
         "clap_complete",
         "ctrlc",
         "image",
+        "jpeg-decoder",
         "libc",
         "memmap2",
         "png",

@@ -1,4 +1,5 @@
-//! JPEG: the structure of the file is walked here, its coded data decoded by `zune-jpeg`.
+//! JPEG: the structure of the file is walked here, its coded data decoded by `zune-jpeg` or, where components have scans of
+//! their own, by `jpeg-decoder`.
 //!
 //! Decoders fill what a cut file lacks with gray and say nothing, so completeness is checked here. The end marker must
 //! be there. Of a sequential JPEG the decoder then sees the data *without* the end marker: it has to find every block
@@ -23,6 +24,8 @@ pub(super) struct Layout<'a> {
     pub(super) height: u32,
     pub(super) orientation: Orientation,
     progressive: bool,
+    /// Whether the components of a sequential image are coded one after the other.
+    in_several_scans: bool,
 }
 
 impl<'a> Layout<'a> {
@@ -79,11 +82,22 @@ impl<'a> Layout<'a> {
             height: frame.height,
             orientation,
             progressive: frame.progressive,
+            in_several_scans: frame.scans > 1 && !frame.progressive,
         })
     }
 
     /// Decodes at full size.
     pub(super) fn decode(&self) -> Result<Picture, DecodeError> {
+        // the fast decoder takes subsampled components of their own scans for interleaved ones
+        let rgb = if self.in_several_scans { self.decode_scans()? } else { self.decode_interleaved()? };
+        let (height, width) = (self.height as usize, self.width as usize);
+        if rgb.len() != 3 * width * height {
+            return Err(malformed("frame headers contradict each other"));
+        }
+        Ok(Picture { height, width, rgb })
+    }
+
+    fn decode_interleaved(&self) -> Result<Vec<u8>, DecodeError> {
         let end = self.bytes.len() - if self.progressive { 0 } else { 2 };
         let options = DecoderOptions::default()
             .set_strict_mode(true)
@@ -91,18 +105,23 @@ impl<'a> Layout<'a> {
             .set_max_height(usize::from(u16::MAX))
             .jpeg_set_out_colorspace(ColorSpace::RGB);
         let mut decoder = zune_jpeg::JpegDecoder::new_with_options(ZCursor::new(&self.bytes[..end]), options);
-        let data = decoder.decode().map_err(|error| match error {
+        decoder.decode().map_err(|error| match error {
             DecodeErrors::ExhaustedData => truncated("the coded data ends before the last block"),
             DecodeErrors::FormatStatic("Premature end of buffer") => {
                 truncated("the coded data ends before the last block")
             }
             other => malformed(&format!("{other:?}")),
-        })?;
-        let (height, width) = (self.height as usize, self.width as usize);
-        if data.len() != 3 * width * height {
-            return Err(malformed("frame headers contradict each other"));
+        })
+    }
+
+    fn decode_scans(&self) -> Result<Vec<u8>, DecodeError> {
+        let mut decoder = jpeg_decoder::Decoder::new(&*self.bytes);
+        decoder.set_max_decoding_buffer_size(usize::MAX);
+        let data = decoder.decode().map_err(|error| malformed(&error.to_string()))?;
+        match decoder.info().map(|info| info.pixel_format) {
+            Some(jpeg_decoder::PixelFormat::RGB24) => Ok(data),
+            _ => Err(malformed("components of their own scans that are not three colors")),
         }
-        Ok(Picture { height, width, rgb: data })
     }
 }
 
@@ -164,6 +183,7 @@ struct Frame {
     width: u32,
     height: u32,
     progressive: bool,
+    scans: usize,
     components: Vec<Component>,
 }
 
@@ -189,10 +209,12 @@ impl Frame {
             return Err(malformed("the frame header contradicts its length"));
         }
         let (width, height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
-        Ok(Self { width: width.into(), height: height.into(), progressive: marker == 0xC2, components })
+        let (width, height) = (width.into(), height.into());
+        Ok(Self { width, height, progressive: marker == 0xC2, scans: 0, components })
     }
 
     fn add_scan(&mut self, segment: &[u8]) -> Result<(), DecodeError> {
+        self.scans += 1;
         let count = usize::from(segment.first().copied().unwrap_or_default());
         let (Some(ids), Some(&[first, last, bits])) =
             (segment.get(1..1 + 2 * count), segment.get(1 + 2 * count..).and_then(|rest| rest.first_chunk()))
@@ -210,5 +232,25 @@ impl Frame {
 
     fn is_complete(&self) -> bool {
         self.components.iter().all(|component| component.lowest_bit.iter().all(|&bit| bit == 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_of_their_own_scans_show_the_same_picture() {
+        let decode = |name: &str| {
+            let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/odd-images/made");
+            let bytes = std::fs::read(folder.join(name)).expect("a fixture");
+            Layout::read(&bytes).expect("complete").decode().expect("a picture")
+        };
+        let (one, several) = (decode("baseline-420.jpg"), decode("separate-scans-420.jpg"));
+        assert_eq!((one.width, one.height), (several.width, several.height));
+        let differences: Vec<u8> = one.rgb.iter().zip(&several.rgb).map(|(a, b)| a.abs_diff(*b)).collect();
+        // two decoders, whose sums round differently and which smooth the halved colors differently
+        let mean = differences.iter().map(|&d| f64::from(d)).sum::<f64>() / differences.len() as f64;
+        assert!(mean < 1.0, "{mean}");
     }
 }
