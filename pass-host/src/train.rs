@@ -34,8 +34,8 @@ use std::time::Instant;
 use candle_core::Device;
 
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
-use crate::config::run::{Ending, Outcome, RunSettings};
 use crate::config::derived::ChanceLosses;
+use crate::config::run::{Ending, Outcome, RunSettings};
 use crate::config::{ImageMethod, OnCollapse, TrainConfig};
 use crate::data::index::ImageIndex;
 use crate::data::loader::{Batch, Loader, LoaderSettings, Part};

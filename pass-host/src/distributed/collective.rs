@@ -111,8 +111,15 @@ mod tests {
             gather_rows(&ranks, &rows).unwrap().to_vec2::<f32>().unwrap()
         });
         for rows in results {
-            assert_eq!(rows, [0.0, 0.0, 1.0, 1.0, 2.0, 2.0].map(|r| r).iter().enumerate()
-                .map(|(i, &r)| vec![r, if i % 2 == 0 { 0.5 } else { 1.5 }]).collect::<Vec<_>>());
+            assert_eq!(
+                rows,
+                [0.0, 0.0, 1.0, 1.0, 2.0, 2.0]
+                    .map(|r| r)
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &r)| vec![r, if i % 2 == 0 { 0.5 } else { 1.5 }])
+                    .collect::<Vec<_>>()
+            );
         }
     }
 }

@@ -96,7 +96,8 @@ impl MlpHead {
     ) -> Result<Tensor> {
         let mut x = tokens.clone();
         for (index, layer) in self.numbered() {
-            let parameter = |place: usize, part: &str| parameters.get(&format!("{}.{place}.{part}", self.name));
+            let parameter =
+                |place: usize, part: &str| parameters.get(&format!("{}.{place}.{part}", self.name));
             let bias = layer.bias.then(|| parameter(index, "bias")).transpose()?;
             x = ops.linear(&x, &parameter(index, "weight")?, bias.as_ref())?;
             if x.dtype() == DType::BF16 {
@@ -141,8 +142,7 @@ pub fn standardize(x: &Tensor, eps: f64, views: Views<'_>) -> Result<Tensor> {
     let batch = rows / views.count;
     let by_view = x.reshape((views.count, batch, channels))?;
     let share = 1.0 / (batch * views.ranks.size()) as f64;
-    let mean_of_rows =
-        |values: &Tensor| collective::sum(views.ranks, &values.sum_keepdim(1)?)? * share; // [V, 1, C]
+    let mean_of_rows = |values: &Tensor| collective::sum(views.ranks, &values.sum_keepdim(1)?)? * share; // [V, 1, C]
     let centered = by_view.broadcast_sub(&mean_of_rows(&by_view)?)?;
     let variance = mean_of_rows(&centered.sqr()?)?;
     centered.broadcast_div(&(variance + eps)?.sqrt()?)?.reshape((rows, channels))
@@ -175,7 +175,8 @@ mod tests {
     #[test]
     fn names_are_numbered_as_in_a_sequence() {
         let names: Vec<String> = head().specification().into_iter().map(|spec| spec.name).collect();
-        let expected = ["0.weight", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias", "6.weight"];
+        let expected =
+            ["0.weight", "1.weight", "1.bias", "3.weight", "3.bias", "4.weight", "4.bias", "6.weight"];
         assert_eq!(names, expected.map(|name| format!("projector.{name}")));
     }
 
@@ -185,7 +186,12 @@ mod tests {
         let y = standardize(&x, 0.0, Views { count: 2, ranks: &Ranks::single() }).unwrap();
         for view in 0..2 {
             let rows = y.narrow(0, 3 * view, 3).unwrap();
-            for (mean, square) in rows.mean(0).unwrap().to_vec1::<f64>().unwrap().iter()
+            for (mean, square) in rows
+                .mean(0)
+                .unwrap()
+                .to_vec1::<f64>()
+                .unwrap()
+                .iter()
                 .zip(rows.sqr().unwrap().mean(0).unwrap().to_vec1::<f64>().unwrap())
             {
                 assert!(mean.abs() < 1e-12 && (square - 1.0).abs() < 1e-12, "{mean} {square}");
@@ -224,7 +230,10 @@ mod tests {
                 };
                 let difference = (at(step) - at(-step)) / (2.0 * step);
                 let error = (difference - analytic[index]).abs();
-                assert!(error < 1e-6 * (1.0 + difference.abs()), "{place}[{index}]: {difference} {analytic:?}");
+                assert!(
+                    error < 1e-6 * (1.0 + difference.abs()),
+                    "{place}[{index}]: {difference} {analytic:?}"
+                );
             }
         }
     }

@@ -167,9 +167,12 @@ mod tests {
     fn fixed_positions_are_sines_and_cosines_of_row_and_column() {
         let positions = sin_cos_positions(3, 8);
         // row 2, column 1: frequencies 1 and 10⁴^(−1/2)
-        let expected = [2.0f64.sin(), 0.02f64.sin(), 2.0f64.cos(), 0.02f64.cos()]
-            .into_iter()
-            .chain([1.0f64.sin(), 0.01f64.sin(), 1.0f64.cos(), 0.01f64.cos()]);
+        let expected = [2.0f64.sin(), 0.02f64.sin(), 2.0f64.cos(), 0.02f64.cos()].into_iter().chain([
+            1.0f64.sin(),
+            0.01f64.sin(),
+            1.0f64.cos(),
+            0.01f64.cos(),
+        ]);
         for (found, expected) in positions[7 * 8..8 * 8].iter().zip(expected) {
             assert!((f64::from(*found) - expected).abs() < 1e-7, "{found} {expected}");
         }

@@ -43,7 +43,12 @@ pub fn own_columns(batch: usize, rank: usize) -> Vec<u32> {
 }
 
 /// Random rows of length one, `[rows, columns]`.
-pub fn random_units(mut normal: impl FnMut() -> f64, rows: usize, columns: usize, device: &Device) -> Result<Tensor> {
+pub fn random_units(
+    mut normal: impl FnMut() -> f64,
+    rows: usize,
+    columns: usize,
+    device: &Device,
+) -> Result<Tensor> {
     let mut values = Vec::with_capacity(rows * columns);
     for _ in 0..rows {
         let row: Vec<f64> = (0..columns).map(|_| normal()).collect();

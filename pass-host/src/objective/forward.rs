@@ -183,7 +183,8 @@ impl Objective {
         let student_tokens = concatenate(student_tokens)?;
         let teacher_tokens = concatenate(teacher_tokens)?;
 
-        let (Some(student_class), Some(teacher_class)) = (&student_tokens.class, &teacher_tokens.class) else {
+        let (Some(student_class), Some(teacher_class)) = (&student_tokens.class, &teacher_tokens.class)
+        else {
             candle_core::bail!("a batch without crops has no loss");
         };
         let class_tokens = ClassTokens {
@@ -200,12 +201,9 @@ impl Objective {
         let temperatures = [self.student_temp, teacher_temp];
         let (mut total, mut patch, mut patch_stats) = (image.loss.clone(), None, None);
         let mut patch_targets = None;
-        if let (Some(student_head), Some(teacher_head), Some(learned), Some(target)) = (
-            &student.patch_head,
-            &teacher.patch_head,
-            &student_tokens.patches,
-            &teacher_tokens.patches,
-        ) {
+        if let (Some(student_head), Some(teacher_head), Some(learned), Some(target)) =
+            (&student.patch_head, &teacher.patch_head, &student_tokens.patches, &teacher_tokens.patches)
+        {
             let targets = teacher_head.forward(target)?; // [Σ crops·B·N, K]
             let (pairs, weights) = patch_pairs(crops.batch, &patch_groups);
             let (loss, stats) = student_head.loss(
@@ -284,7 +282,6 @@ fn normalized(network: &Network, class: Option<&Tensor>, patches: Option<&Tensor
 fn concatenate(groups: Vec<Tokens>) -> Result<Tokens> {
     let class: Vec<_> = groups.iter().filter_map(|group| group.class.as_ref()).collect();
     let patches: Vec<_> = groups.iter().filter_map(|group| group.patches.as_ref()).collect();
-    let joined =
-        |rows: Vec<&Tensor>| (!rows.is_empty()).then(|| Tensor::cat(&rows, 0)).transpose();
+    let joined = |rows: Vec<&Tensor>| (!rows.is_empty()).then(|| Tensor::cat(&rows, 0)).transpose();
     Ok(Tokens { class: joined(class)?, patches: joined(patches)? })
 }

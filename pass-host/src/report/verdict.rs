@@ -155,10 +155,7 @@ fn vitals(log: &Log, config: &TrainConfig, index: usize) -> Vitals {
     let chance = config.chance_losses(f64::NAN);
     Vitals {
         image: term("loss_image", "teacher_entropy_image", chance.image),
-        patch: config
-            .patch
-            .enabled
-            .then(|| term("loss_patch", "teacher_entropy_patch", chance.patch)),
+        patch: config.patch.enabled.then(|| term("loss_patch", "teacher_entropy_patch", chance.patch)),
         feature_std: at("feature_std"),
         dim: Architecture::from_config(config).dim,
     }
@@ -211,7 +208,8 @@ fn losses(log: &Log, config: &TrainConfig, lasting: &[(Sign, u64)]) -> Vec<Findi
         if moved {
             findings.push(good(text));
         } else {
-            findings.push(note(text + &format!(" It has not left {name} yet; that is normal during warm-up.")));
+            findings
+                .push(note(text + &format!(" It has not left {name} yet; that is normal during warm-up.")));
         }
     }
     findings
