@@ -341,7 +341,7 @@ mod tests {
     fn every_problem_is_named_with_its_line() {
         let error = resolve(
             "seed = 1\nbatch = 3\n[optim]\nbach = 8\nepochs = \"many\"\n[patch]\nborder = \"torus\"\nk = -1\n[zoo]\na = 1\n",
-            &["augment.flip=yes", "augment.ratio=[1, 2, 3]", "patch.window=-3"],
+            &["augment.flip=yes", "augment.ratio=[1, 2, 3]", "patch.window=-3", "image.method=moco-v3"],
         )
         .unwrap_err();
         for expected in [
@@ -353,6 +353,7 @@ mod tests {
             "my.toml line 9: unknown key `zoo`",
             "--set augment.flip=yes: `augment.flip`: expected a number, found the text \"yes\"",
             "`augment.ratio`: expected a list of 2 numbers, found the list [1, 2, 3] of length 3",
+            "`image.method`: expected dino | moco_v3 | moby, found the text \"moco-v3\", did you mean `moco_v3`?",
             "`patch.window`: expected an odd number of patches, or \"all\", found -3",
         ] {
             assert!(error.contains(expected), "{expected:?} not in\n{error}");

@@ -403,6 +403,26 @@ mod tests {
     }
 
     #[test]
+    fn contrastive_methods_refuse_what_they_have_no_use_for() {
+        let mut config = presets::find("moby-pass-vit-s16").unwrap().config();
+        config.patch.crops = PatchCrops::Global;
+        assert_eq!(config.violations()[0].key, "augment.local_crops");
+        config.augment.local_crops = 0;
+        assert_eq!(config.violations(), []);
+        (config.augment.local_crops, config.patch.crops) = (2, PatchCrops::All);
+        config.patch.enabled = false;
+        let violations = config.violations();
+        assert_eq!((violations.len(), violations[0].key), (1, "augment.local_crops"));
+        assert!(violations[0].expected.contains("moby compares the two global crops"), "{violations:?}");
+        (config.patch.enabled, config.optim.accumulate) = (true, 2);
+        assert_eq!(config.violations()[0].key, "optim.accumulate");
+        config.optim.accumulate = 1;
+        config.model.positions = Positions::SinCos;
+        (config.model.arch, config.model.dim, config.model.heads) = (Arch::Custom, 18, 6);
+        assert_eq!(config.violations()[0].key, "model.positions");
+    }
+
+    #[test]
     fn custom_sizes_are_checked_only_when_used() {
         let mut config = TrainConfig::default();
         (config.model.dim, config.model.heads) = (100, 7);

@@ -99,7 +99,7 @@ impl MlpHead {
             let parameter =
                 |place: usize, part: &str| parameters.get(&format!("{}.{place}.{part}", self.name));
             let bias = layer.bias.then(|| parameter(index, "bias")).transpose()?;
-            x = ops.linear(&x, &parameter(index, "weight")?, bias.as_ref())?;
+            x = ops.linear(&x.to_dtype(tokens.dtype())?, &parameter(index, "weight")?, bias.as_ref())?;
             if x.dtype() == DType::BF16 {
                 x = x.to_dtype(DType::F32)?;
             }
@@ -108,13 +108,10 @@ impl MlpHead {
             }
             if layer.norm == Norm::Rectified {
                 let (scale, shift) = (parameter(index + 1, "weight")?, parameter(index + 1, "bias")?);
-                x = x.broadcast_mul(&scale)?.broadcast_add(&shift)?.relu()?.to_dtype(tokens.dtype())?;
+                x = x.broadcast_mul(&scale)?.broadcast_add(&shift)?.relu()?;
             }
         }
-        match x.dtype() {
-            DType::BF16 => x.to_dtype(DType::F32),
-            _ => Ok(x),
-        }
+        Ok(x)
     }
 
     /// Its layers, each with the number of its linear layer.
