@@ -89,6 +89,7 @@ impl Case {
         (config.patch.enabled, config.patch.k) = (self.has_patches(), self.whole("k"));
         config.patch.weight = self.number("patch_weight");
         (config.optim.batch, config.optim.clip) = (self.whole("batch"), self.own_number("clip"));
+        config.optim.eps = self.number("eps");
         match self.about["method"].as_str() {
             Some("moco_v3") => {
                 config.image.method = ImageMethod::MocoV3;
@@ -168,10 +169,18 @@ impl Case {
     }
 }
 
-/// Biases that shift what is normalized or compared alike: their gradient is rounding, which AdamW magnifies.
-fn is_idle(name: &str) -> bool {
-    let before_norm = ["projector.0.bias", "predictor.0.bias"];
-    name.ends_with("attn.k.bias") || name.ends_with("attn.qkv.bias") || before_norm.contains(&name)
+/// Four batch normalizations over four rows magnify the rounding of single precision.
+const GRADIENT_SHARE: f64 = 3e-4;
+
+/// Biases that shift what is normalized or compared alike: their gradient is rounding, which AdamW magnifies. The last norm's
+/// comes before the batch normalization of the projector, and before the patch head if there is one.
+fn is_idle(name: &str, with_patches: bool) -> bool {
+    let before_norm = ["projector.0.bias", "projector.3.bias", "predictor.0.bias"];
+    let last_norm = name == "ca_head.norm.bias" && !with_patches;
+    name.ends_with("attn.k.bias")
+        || before_norm.contains(&name)
+        || last_norm
+        || name.ends_with("attn.qkv.bias")
 }
 
 #[test]
@@ -191,10 +200,10 @@ fn losses_gradients_and_three_steps_are_those_of_the_definitions() {
             let expected = case.named("grad");
             assert_eq!(gradients.len(), expected.len(), "{}", case.name);
             for (name, gradient) in &gradients {
-                let idle = is_idle(name) && !name.ends_with("qkv.bias");
+                let idle = is_idle(name, case.has_patches()) && !name.ends_with("qkv.bias");
                 match idle {
                     true => assert!(length(values(gradient)) < 1e-5, "{}: {name}", case.name),
-                    false => case.check(&format!("grad.{name}"), gradient, 2e-4),
+                    false => case.check(&format!("grad.{name}"), gradient, GRADIENT_SHARE),
                 }
             }
             for step in 0..case.whole("steps") {
@@ -215,7 +224,7 @@ fn losses_gradients_and_three_steps_are_those_of_the_definitions() {
             {
                 let start = case.named(who);
                 for (name, expected) in case.named(&format!("after.{who}")) {
-                    if is_idle(&name) {
+                    if is_idle(&name, case.has_patches()) {
                         continue;
                     }
                     let (found, expected) = (values(&ok(parameters.get(&name))), values(&expected));
@@ -309,7 +318,7 @@ fn gradients_reach_every_trained_tensor_and_nothing_else_moves() {
                 match norm {
                     None => assert!(frozen(name), "{preset}: no gradient reached {name}"),
                     Some(norm) => {
-                        let floor = if is_idle(name) { -1.0 } else { 1e-9 };
+                        let floor = if is_idle(name, config.patch.enabled) { -1.0 } else { 1e-9 };
                         assert!(
                             norm.is_finite() && norm > floor && !frozen(name),
                             "{preset}: {name}: {norm}"
@@ -354,10 +363,11 @@ fn fused_and_composed_operations_agree() {
             gradients.map(|(name, gradient)| (name, values(&gradient))).collect::<BTreeMap<_, _>>()
         };
         let composed = gradients(OpsKind::Reference);
+        let with_patches = small(preset, OpsKind::Reference).patch.enabled;
         for ops in all_ops() {
             let found = gradients(ops);
             assert!(found.keys().eq(composed.keys()));
-            for (name, expected) in composed.iter().filter(|(name, _)| !is_idle(name)) {
+            for (name, expected) in composed.iter().filter(|(name, _)| !is_idle(name, with_patches)) {
                 let distance = length(found[name].iter().zip(expected).map(|(a, b)| a - b));
                 let size = length(expected.iter().copied());
                 assert!(distance < 1e-3 * size + 1e-6, "{preset} {ops:?} {name}: {distance} of {size}");

@@ -108,7 +108,7 @@ impl MlpHead {
             }
             if layer.norm == Norm::Rectified {
                 let (scale, shift) = (parameter(index + 1, "weight")?, parameter(index + 1, "bias")?);
-                x = x.broadcast_mul(&scale)?.broadcast_add(&shift)?.relu()?;
+                x = rectified(&x.broadcast_mul(&scale)?.broadcast_add(&shift)?)?;
             }
         }
         Ok(x)
@@ -127,6 +127,12 @@ impl MlpHead {
     pub fn cost(&self) -> u64 {
         self.layers.iter().map(|layer| (layer.widths[0] * layer.widths[1]) as u64).sum()
     }
+}
+
+/// ReLU as a product, which keeps what is not a number.
+fn rectified(x: &Tensor) -> Result<Tensor> {
+    let positive = x.detach().gt(0.0)?.to_dtype(x.dtype())?;
+    x * positive
 }
 
 /// `(x − mean) / √(variance + ε)` of every channel of `x` `[V·B, C]`; mean and (biased) variance are those of one view's
