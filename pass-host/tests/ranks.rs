@@ -78,7 +78,8 @@ mod mpi {
     /// Losses and figures within 1e-4, centers and weights too; biases apart that shift every score alike or come before a
     /// batch normalization: their gradient is rounding, which AdamW magnifies.
     fn assert_agree(run: &Path, reference: &Path) {
-        const IDLE: [&str; 4] = ["attn.k.bias", "attn.qkv.bias", "projector.0.bias", "predictor.0.bias"];
+        const IDLE: [&str; 5] =
+            ["attn.k.bias", "attn.qkv.bias", "projector.0.bias", "projector.3.bias", "predictor.0.bias"];
         let (own, expected) = (metrics(run), metrics(reference));
         assert_eq!(own.len(), expected.len(), "lines of the log");
         for (own, expected) in own.iter().zip(&expected) {
@@ -125,12 +126,13 @@ mod mpi {
     #[test]
     fn batch_norm_keys_and_queues_are_those_of_all_ranks() {
         let folder = tempfile::tempdir().expect("a folder");
-        let sizes = ["image.hidden=24", "image.out=8", "image.queue=32"];
-        let alone = ["image.method=moco_v3", "patch.enabled=false", "augment.local_crops=0"];
-        for (name, method) in [("moco", &alone[..]), ("moby", &["image.method=moby"])] {
+        // images that differ and steps that do not jump with the sign of a tiny gradient: rounding is not magnified
+        let sizes =
+            ["image.hidden=24", "image.out=8", "image.queue=32", "model.init=xavier", "optim.eps=1e-3"];
+        for (name, method) in [("moco", ["image.method=moco_v3"]), ("moby", ["image.method=moby"])] {
             let out = |count: usize| folder.path().join(format!("{name}-{count}"));
             for count in [1, 2] {
-                done(run(&out(count), count, 12, &[&sizes[..], method].concat(), &[]));
+                done(run(&out(count), count, 12, &[&sizes[..], &method].concat(), &[]));
             }
             assert_agree(&out(2), &out(1));
         }

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::open_at;
 use crate::config::run::Resume;
-use crate::config::{Arch, ClipBy, Positions, presets};
+use crate::config::{Arch, ClipBy, Positions, WeightInit, presets};
 use crate::device::Compute;
 use crate::distributed::DistributedError;
 use crate::distributed::threads::on_ranks;
@@ -98,8 +98,10 @@ fn assert_agree_within(share: f64, run: &Path, reference: &Path, but: &[&str]) {
         let tensors = |run: &Path| open_at(run).unwrap().unwrap().tensors(part, &Device::Cpu).unwrap();
         let expected = tensors(reference);
         for (name, tensor) in tensors(run) {
-            let idle = ["attn.k.bias", "attn.qkv.bias", "projector.0.bias", "predictor.0.bias"];
-            if idle.iter().any(|idle| name.ends_with(idle)) {
+            let idle =
+                ["attn.k.bias", "attn.qkv.bias", "projector.0.bias", "projector.3.bias", "predictor.0.bias"];
+            let last_norm = name == "ca_head.norm.bias" && !expected.contains_key("p_head.mlp.0.bias");
+            if last_norm || idle.iter().any(|idle| name.ends_with(idle)) {
                 continue;
             }
             let tensor = tensor.to_dtype(DType::F32).unwrap();
@@ -132,6 +134,8 @@ fn contrast(config: &mut TrainConfig, method: ImageMethod, with_patches: bool) {
     config.patch.enabled = with_patches;
     config.augment.local_crops = if with_patches { 2 } else { 0 };
     (config.optim.clip, config.optim.clip_by) = (1.0, ClipBy::Global);
+    // so that rounding is not magnified: images that differ, steps that do not jump with the sign of a tiny gradient
+    (config.model.init, config.optim.eps) = (WeightInit::Xavier, 1e-3);
     if method == ImageMethod::MocoV3 {
         (config.model.positions, config.model.freeze_patch_embed) = (Positions::SinCos, true);
     }
