@@ -32,8 +32,14 @@ fn tiny() -> TrainConfig {
     config
 }
 
-const SCHEDULE: Schedule =
-    Schedule { lr: 1e-3, weight_decay: 0.04, momentum: 0.9, teacher_temp: 0.05, train_last_layer: true };
+const SCHEDULE: Schedule = Schedule {
+    lr: 1e-3,
+    weight_decay: 0.04,
+    momentum: 0.9,
+    next_momentum: 0.9,
+    teacher_temp: 0.05,
+    train_last_layer: true,
+};
 
 fn trainer(config: &TrainConfig) -> Trainer {
     let student = ok(Trainer::fresh_student(config, device()));
@@ -140,7 +146,7 @@ fn half_precision_stays_near_single() {
         assert_eq!((losses.total.dtype(), losses.monitor.features.dtype()), (DType::F32, DType::BF16));
         let half_loss = f64::from(ok(losses.total.to_scalar::<f32>()));
         assert!((half_loss - loss).abs() < 0.01 * loss, "{ops:?}: {half_loss} {loss}");
-        assert_eq!(losses.teacher_mean.class.dtype(), DType::F32);
+        assert_eq!(losses.seen["class"].dtype(), DType::F32);
         for (name, gradient) in ok(trainer.gradients(&losses.total)) {
             assert_eq!(gradient.dtype(), DType::F32, "{name}");
             if name.ends_with("attn.k.bias") {
@@ -216,14 +222,8 @@ fn gradients_agree_with_finite_differences() {
         )
         .unwrap_or_else(|error| panic!("{error}"));
         let teacher = ok(trainer.student.parameters.to_teacher());
-        let trainer = ok(Trainer::assemble(
-            &config,
-            &architecture,
-            student,
-            teacher,
-            trainer.centers,
-            trainer.optimizer,
-        ));
+        let trainer =
+            ok(Trainer::assemble(&config, &architecture, student, teacher, trainer.state, trainer.optimizer));
         f64::from(ok(ok(trainer.losses(&crops(&config, 0..4), 0.05)).total.to_scalar::<f32>()))
     };
     for name in [
@@ -262,7 +262,7 @@ fn accumulated_micro_batches_equal_one_batch() {
         assert!((one.loss - two.loss).abs() < 1e-4 * one.loss, "{} {}", one.loss, two.loss);
         assert!((one.grad_norm - two.grad_norm).abs() < 1e-3 * one.grad_norm);
     }
-    let centers = |trainer: &Trainer| ok(trainer.centers.class.to_vec1::<f32>());
+    let centers = |trainer: &Trainer| ok(trainer.state["class"].to_vec1::<f32>());
     for (a, b) in centers(&whole).iter().zip(centers(&parts)) {
         assert!((a - b).abs() < 1e-4, "{a} {b}");
     }

@@ -129,6 +129,7 @@ fn main() -> Result<()> {
         lr: 1e-4,
         weight_decay: 0.04,
         momentum: 0.996,
+        next_momentum: 0.996,
         teacher_temp: 0.04,
         train_last_layer: true,
     };

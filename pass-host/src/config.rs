@@ -40,7 +40,7 @@ section! {
         pub augment: AugmentConfig,
         /// The Vision Transformer.
         pub model: ModelConfig,
-        /// The two projection heads.
+        /// The projection heads of dino and the patch objective.
         pub head: HeadConfig,
         /// The image-level method.
         pub image: ImageObjective,
@@ -152,7 +152,33 @@ section! {
         pub patch_size: usize,
         /// Stochastic depth of the last block of the student (grows linearly from 0).
         pub drop_path: f64,
+        /// `learned` position embeddings, or fixed ones of sines and cosines, `sin_cos` (width a multiple of 4).
+        pub positions: Positions,
+        /// Keep the patch embedding at its first, random values in both networks.
+        pub freeze_patch_embed: bool,
+        /// First values of the linear layers of backbone and aggregation head: `normal`, or `xavier` (uniform).
+        pub init: WeightInit,
     }
+}
+
+/// Where position embeddings come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Positions {
+    /// They are learned.
+    Learned,
+    /// Sines and cosines of row and column, never changed.
+    SinCos,
+}
+
+/// First values of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightInit {
+    /// Normal, standard deviation 0.02; the patch embedding uniform within 1/√inputs.
+    Normal,
+    /// Uniform within √(6 / (inputs + outputs)), queries, keys and values each on their own, patch embedding alike.
+    Xavier,
 }
 
 section! {
@@ -177,23 +203,46 @@ section! {
 pub enum ImageMethod {
     /// DINO: cross-entropy between centered, sharpened class-token distributions.
     Dino,
+    /// MoCo-v3: the key of the other view among the keys of all images of the batch.
+    MocoV3,
+    /// MoBY: the key of the other view among the keys of earlier steps.
+    Moby,
+}
+
+impl ImageMethod {
+    /// As it is written in a configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dino => "dino",
+            Self::MocoV3 => "moco_v3",
+            Self::Moby => "moby",
+        }
+    }
 }
 
 section! {
     /// `[image]`
     pub struct ImageObjective {
-        /// `dino`.
+        /// `dino`, `moco_v3` or `moby`.
         pub method: ImageMethod,
-        /// Temperature of the student, for both losses.
+        /// Temperature of the student, for dino and the patch objective.
         pub student_temp: f64,
-        /// First temperature of the teacher, for both losses.
+        /// First temperature of the teacher, for dino and the patch objective.
         pub teacher_temp_start: f64,
         /// Temperature of the teacher after its warm-up.
         pub teacher_temp_end: f64,
         /// Epochs over which the teacher temperature rises linearly.
         pub teacher_temp_warmup_epochs: f64,
-        /// Momentum of both centers.
+        /// Momentum of the centers, of dino and the patch objective.
         pub center_momentum: f64,
+        /// Temperature τ of moco_v3 and moby.
+        pub temperature: f64,
+        /// Width of the hidden layers of their projector and predictor.
+        pub hidden: usize,
+        /// Width of their queries and keys.
+        pub out: usize,
+        /// Keys in each of the two queues of moby; a multiple of the images of a step.
+        pub queue: usize,
     }
 }
 
@@ -277,6 +326,16 @@ section! {
     }
 }
 
+/// Whose gradient norm is clipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ClipBy {
+    /// That of each parameter tensor on its own.
+    Tensor,
+    /// That of all gradients together.
+    Global,
+}
+
 section! {
     /// `[optim]`
     pub struct OptimConfig {
@@ -304,8 +363,10 @@ section! {
         pub betas: [f64; 2],
         /// AdamW ε.
         pub eps: f64,
-        /// Largest gradient norm **of each parameter tensor**; 0 = no clipping.
+        /// Largest gradient norm, of each parameter tensor or of all together (`clip_by`); 0 = no clipping.
         pub clip: f64,
+        /// Whose norm is clipped: each `tensor` on its own (released code), or all together, `global`.
+        pub clip_by: ClipBy,
         /// Epochs in which the last layers of both heads stay fixed.
         pub freeze_last_layer_epochs: f64,
     }
@@ -452,7 +513,17 @@ impl Default for AugmentConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { arch: Arch::VitSmall, dim: 384, depth: 12, heads: 6, patch_size: 16, drop_path: 0.1 }
+        Self {
+            arch: Arch::VitSmall,
+            dim: 384,
+            depth: 12,
+            heads: 6,
+            patch_size: 16,
+            drop_path: 0.1,
+            positions: Positions::Learned,
+            freeze_patch_embed: false,
+            init: WeightInit::Normal,
+        }
     }
 }
 
@@ -477,6 +548,10 @@ impl Default for ImageObjective {
             teacher_temp_end: 0.07,
             teacher_temp_warmup_epochs: 30.0,
             center_momentum: 0.9,
+            temperature: 0.2,
+            hidden: 4096,
+            out: 256,
+            queue: 4096,
         }
     }
 }
@@ -512,6 +587,7 @@ impl Default for OptimConfig {
             betas: [0.9, 0.999],
             eps: 1e-8,
             clip: 3.0,
+            clip_by: ClipBy::Tensor,
             freeze_last_layer_epochs: 1.0,
         }
     }

@@ -13,10 +13,14 @@
 //! | backbone layers | `N · L · 12D²` (queries, keys, values 3, projection 1, MLP 8) |
 //! | backbone attention | `N · L · 2ND` (scores and weighted sum) |
 //! | class attention | in each of 2 blocks `N · (2D² + 2D)` (keys, values, attention) and `12D²` for the token itself |
-//! | class head | `Dh + h² + hb + bK` |
+//! | class head | `Dh + h² + hb + bK`; the layers of the projector for a contrastive method, global crops alone |
+//! | predictor, student only | its layers, for a contrastive method, global crops alone |
 //! | aggregation, teacher only | a patch, in each of 2 blocks, `9D² + 2(k+1)D`, and `3D²` in the second |
 //! | patch head | `N · (Dh + h² + hb + bK)` |
 //! | matching, teacher only | `D` for each pair of neighbors |
+//!
+//! Contrastive methods are counted without the similarities to keys, and with the class attention of local crops, which only
+//! their teacher forms.
 //!
 //! A backward pass costs twice the forward pass, once for the inputs and once for the weights; images need no gradient, so
 //! the patch embedding has the second alone.
@@ -27,6 +31,7 @@ use serde::Serialize;
 use crate::config::{Aggregation, PatchCrops, TrainConfig};
 use crate::model::{Architecture, CLASS_ATTENTION_BLOCKS};
 use crate::objective::matching::{Matching, neighborhoods};
+use crate::objective::method;
 
 /// Multiply-adds of one part of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,6 +68,8 @@ impl StepCost {
                 [sizes.head_hidden, sizes.head_bottleneck, prototypes].map(|n| n as u64);
             d * hidden + hidden * hidden + hidden * bottleneck + bottleneck * prototypes
         };
+        let method = method::of_config(config);
+        let [both_heads, student_head] = method.cost(sizes.dim);
         let blocks = CLASS_ATTENTION_BLOCKS as u64;
         let k = config.patch.k as u64;
         let mut sums = [0; PARTS.len()];
@@ -79,7 +86,8 @@ impl StepCost {
                 n * depth * 12 * d * d,
                 n * depth * 2 * n * d,
                 blocks * (n * (2 * d * d + 2 * d) + 12 * d * d),
-                head(sizes.class_prototypes),
+                if group == 0 || method.uses_local_crops() { both_heads } else { 0 },
+                if group == 0 || method.uses_local_crops() { student_head } else { 0 },
                 if attends {
                     n * (blocks * (9 * d * d + 2 * (k + 1) * d) + (blocks - 1) * 3 * d * d)
                 } else {
@@ -92,7 +100,11 @@ impl StepCost {
                 *sum += (crops * config.optim.batch) as u64 * one;
             }
         }
-        let parts: Vec<PartCost> = PARTS.iter().zip(sums).map(|(part, sum)| part.cost(sum)).collect();
+        let mut parts: Vec<PartCost> = PARTS.iter().zip(sums).map(|(part, sum)| part.cost(sum)).collect();
+        parts.retain(|part| part.part != PREDICTOR || part.forward > 0);
+        if sizes.freeze_patch_embed {
+            parts[0].backward = 0;
+        }
         let total = parts.iter().map(|part| part.forward + part.backward + part.teacher).sum();
         Ok(Self { total, parts })
     }
@@ -111,28 +123,35 @@ struct Part {
     forward: u64,
     /// Products of a backward pass for each of a forward pass.
     backward: u64,
+    /// Forward passes of the teacher: 0 or 1.
+    teacher: u64,
 }
 
 impl Part {
     fn cost(&self, sum: u64) -> PartCost {
-        PartCost { part: self.name, forward: self.forward * sum, backward: self.backward * sum, teacher: sum }
+        let [forward, backward, teacher] = [self.forward, self.backward, self.teacher].map(|n| n * sum);
+        PartCost { part: self.name, forward, backward, teacher }
     }
 }
 
 const fn learned(name: &'static str) -> Part {
-    Part { name, forward: 1, backward: 2 }
+    Part { name, forward: 1, backward: 2, teacher: 1 }
 }
 
 const fn teacher_only(name: &'static str) -> Part {
-    Part { name, forward: 0, backward: 0 }
+    Part { name, forward: 0, backward: 0, teacher: 1 }
 }
 
-const PARTS: [Part; 8] = [
-    Part { name: "patch embedding", forward: 1, backward: 1 },
+/// The part that only some methods have.
+const PREDICTOR: &str = "predictor";
+
+const PARTS: [Part; 9] = [
+    Part { name: "patch embedding", forward: 1, backward: 1, teacher: 1 },
     learned("backbone layers"),
     learned("backbone attention"),
     learned("class attention"),
     learned("class head"),
+    Part { name: PREDICTOR, forward: 1, backward: 2, teacher: 0 },
     teacher_only("aggregation"),
     learned("patch head"),
     teacher_only("matching"),

@@ -11,9 +11,11 @@
 //! | `mpi` | any MPI, behind the feature `mpi` |
 //! | `nccl`, `rendezvous` | one GPU a rank, behind the feature `nccl` |
 //! | `worker` | the thread that owns either library |
+//! | [`collective`] | sums over all ranks that a loss depends on |
 //! | [`reducer`] | gradients added up over all ranks while the backward pass goes on |
 //! | [`error`] | why ranks cannot work together |
 
+pub mod collective;
 pub mod error;
 pub mod launch;
 #[cfg(feature = "mpi")]

@@ -32,15 +32,15 @@ pub struct Metrics {
     pub weight_decay: f64,
     /// Momentum of the teacher.
     pub momentum: f64,
-    /// Temperature of the teacher.
+    /// Temperature of the teacher; absent if neither DINO nor the patch objective uses it.
     pub teacher_temp: f64,
     /// Norm of the whole gradient before clipping.
     pub grad_norm: f64,
-    /// Mean entropy of the teacher's class distributions, nats.
+    /// Mean entropy of the teacher's class distributions, nats; absent for a contrastive method.
     pub teacher_entropy_image: f64,
     /// Mean entropy of the teacher's patch distributions, nats.
     pub teacher_entropy_patch: f64,
-    /// KL divergence of teacher and student, class tokens, nats.
+    /// KL divergence of teacher and student, class tokens, nats; absent for a contrastive method.
     pub kl_image: f64,
     /// KL divergence of teacher and student, patches, nats.
     pub kl_patch: f64,
@@ -52,6 +52,9 @@ pub struct Metrics {
     pub images_per_s: f64,
     /// Share of the time spent waiting for data, in `[0, 1]`.
     pub data_wait: f64,
+    /// Share of the images whose own key is nearest to their query; a key only of contrastive methods.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contrast_accuracy: Option<f64>,
     /// Share of the probe's images that their nearest neighbors classify right; a key only of the steps with such a probe.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub knn_top1: Option<f64>,
@@ -62,7 +65,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// The scalars as TensorBoard tags; what is absent is not finite.
-    fn scalars(&self) -> [(&'static str, f64); 19] {
+    fn scalars(&self) -> [(&'static str, f64); 20] {
         [
             ("progress/epoch", self.epoch),
             ("loss/total", self.loss),
@@ -79,6 +82,7 @@ impl Metrics {
             ("health/kl_patch", self.kl_patch),
             ("health/feature_std", self.feature_std),
             ("health/positives_agreement", self.positives_agreement),
+            ("health/contrast_accuracy", self.contrast_accuracy.unwrap_or(f64::NAN)),
             ("speed/images_per_s", self.images_per_s),
             ("speed/data_wait", self.data_wait),
             ("probe/knn_top1", self.knn_top1.unwrap_or(f64::NAN)),

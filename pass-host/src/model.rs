@@ -1,4 +1,4 @@
-//! The network: Vision Transformer, aggregation head and two projection heads; student and teacher are the same class.
+//! The network: Vision Transformer, aggregation head and projection heads; student and teacher are the same class.
 //!
 //! | file | job |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | [`pos_embed`] | position embeddings of any grid |
 //! | [`aggregation`] | the aggregation head, which holds the class token |
 //! | [`head`] | projection heads with a weight-normalized last layer |
+//! | [`mlp_head`] | projectors and predictors with batch normalization |
 //! | [`weights`] | trained weights from a run, a checkpoint or an exported file |
 //! | [`weights_file`] | a safetensors file: header first, then tensor by tensor |
 //! | [`timm`] | backbones with class token, from files with timm's names |
@@ -16,6 +17,7 @@
 pub mod aggregation;
 pub mod encoder;
 pub mod head;
+pub mod mlp_head;
 pub mod parameters;
 pub mod pos_embed;
 pub mod resnet;
@@ -26,11 +28,12 @@ pub mod weights_file;
 
 use candle_core::Result;
 
-use crate::config::TrainConfig;
+use crate::config::{Positions, TrainConfig, WeightInit};
+use crate::objective::method;
 use crate::ops::Ops;
 use aggregation::AggregationHead;
 use head::ProjectionHead;
-use parameters::Parameters;
+use parameters::{Parameters, Specification};
 use vit::Vit;
 
 /// ε of every LayerNorm of the network.
@@ -59,12 +62,18 @@ pub struct Architecture {
     pub head_hidden: usize,
     /// Width of their normalized bottleneck.
     pub head_bottleneck: usize,
-    /// Outputs K of the class head.
-    pub class_prototypes: usize,
     /// Outputs K of the patch head; `None` without the patch objective.
     pub patch_prototypes: Option<usize>,
     /// Whether the student's last-layer magnitudes are frozen at 1.
     pub norm_last_layer: bool,
+    /// The heads of the image-level method.
+    pub image_heads: Vec<Specification>,
+    /// Whether position embeddings are learned.
+    pub positions: Positions,
+    /// Whether the patch embedding keeps its first values.
+    pub freeze_patch_embed: bool,
+    /// First values of backbone and aggregation head.
+    pub init: WeightInit,
 }
 
 impl Architecture {
@@ -79,9 +88,12 @@ impl Architecture {
             drop_path: 0.0,
             head_hidden: 0,
             head_bottleneck: 0,
-            class_prototypes: 0,
             patch_prototypes: None,
             norm_last_layer: true,
+            image_heads: Vec::new(),
+            positions: Positions::Learned,
+            freeze_patch_embed: false,
+            init: WeightInit::Normal,
         }
     }
 
@@ -97,14 +109,17 @@ impl Architecture {
             drop_path: config.model.drop_path,
             head_hidden: config.head.hidden,
             head_bottleneck: config.head.bottleneck,
-            class_prototypes: config.head.class_prototypes,
             patch_prototypes: config.patch.enabled.then_some(config.head.patch_prototypes),
             norm_last_layer: config.head.norm_last_layer,
+            image_heads: method::of_config(config).heads(dim),
+            positions: config.model.positions,
+            freeze_patch_embed: config.model.freeze_patch_embed,
+            init: config.model.init,
         }
     }
 }
 
-/// A student or a teacher.
+/// A student or a teacher. The heads of the image-level method are the method's, which finds them in `parameters`.
 pub struct Network {
     /// All tensors by their checkpoint names.
     pub parameters: Parameters,
@@ -112,8 +127,6 @@ pub struct Network {
     pub backbone: Vit,
     /// Patch features -> class token and aggregated patch tokens.
     pub aggregation: AggregationHead,
-    /// Class token -> class prototypes.
-    pub class_head: ProjectionHead,
     /// Patch token -> patch prototypes.
     pub patch_head: Option<ProjectionHead>,
 }
@@ -123,11 +136,10 @@ impl Network {
     pub fn new(architecture: &Architecture, parameters: Parameters, ops: Ops) -> Result<Self> {
         let backbone = Vit::new(&parameters, "backbone", architecture, ops)?;
         let aggregation = AggregationHead::new(&parameters, "ca_head", architecture.heads, ops)?;
-        let class_head = ProjectionHead::new(&parameters, "c_head", ops)?;
         let patch_head = match architecture.patch_prototypes {
             Some(_) => Some(ProjectionHead::new(&parameters, "p_head", ops)?),
             None => None,
         };
-        Ok(Self { parameters, backbone, aggregation, class_head, patch_head })
+        Ok(Self { parameters, backbone, aggregation, patch_head })
     }
 }

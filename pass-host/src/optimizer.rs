@@ -1,10 +1,11 @@
-//! AdamW with two parameter groups, clipping of every tensor by its own norm, and the momentum teacher (SEMANTICS §5).
+//! AdamW with two parameter groups, clipping of every tensor by its own norm (or of all by theirs together), and the momentum
+//! teacher (SEMANTICS §5).
 
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::config::OptimConfig;
+use crate::config::{ClipBy, OptimConfig};
 use crate::model::parameters::Parameters;
 use crate::ops::{AdamWStep, Learned, Ops, Update, clip_scale};
 
@@ -37,6 +38,7 @@ pub struct Optimizer {
     betas: [f64; 2],
     eps: f64,
     clip: f64,
+    clip_by: ClipBy,
     ops: Ops,
     moments: BTreeMap<String, Moments>,
 }
@@ -45,6 +47,11 @@ pub struct Optimizer {
 /// class token and the last layers are decayed, as in the reference.
 pub fn is_undecayed(name: &str, rank: usize) -> bool {
     name.ends_with(".bias") || rank == 1
+}
+
+/// L2 norm of all gradients together.
+pub fn global_norm(norms: &BTreeMap<String, f64>) -> f64 {
+    norms.values().map(|norm| norm * norm).sum::<f64>().sqrt()
 }
 
 impl Optimizer {
@@ -56,7 +63,8 @@ impl Optimizer {
             Ok((name.to_string(), Moments { first, second, steps: 0 }))
         });
         let moments = moments.collect::<Result<_>>()?;
-        Ok(Self { betas: config.betas, eps: config.eps, clip: config.clip, ops, moments })
+        let OptimConfig { betas, eps, clip, clip_by, .. } = *config;
+        Ok(Self { betas, eps, clip, clip_by, ops, moments })
     }
 
     /// L2 norm of every gradient, not finite if any of its values is not.
@@ -73,7 +81,8 @@ impl Optimizer {
         Ok((names.into_iter().cloned().collect(), self.ops.grad_norms(&tensors)?))
     }
 
-    /// What a gradient of this norm is multiplied with: `min(1, clip / (norm + 1e-6))`, for each tensor on its own.
+    /// What gradients of this norm (each tensor's own, or that of all together) are multiplied with:
+    /// `min(1, clip / (norm + 1e-6))`.
     pub fn clip_coefficient(&self, norm: f64) -> f64 {
         clip_scale(norm, self.clip)
     }
@@ -94,7 +103,17 @@ impl Optimizer {
         for (name, moments) in &mut self.moments {
             moments.steps += u64::from(learns(name) && gradients.contains_key(name));
         }
-        let teachers = student.iter().map(|(name, _)| teacher.get(name)).collect::<Result<Vec<_>>>()?;
+        // what no network ever changes keeps its bits; frozen magnitudes follow, as in the reference
+        let follows = |name: &str, trainable| trainable || name.contains("last_layer");
+        let teachers: Vec<Option<Tensor>> = student
+            .iter()
+            .map(|(name, parameter)| teacher.find(name).filter(|_| follows(name, parameter.trainable)))
+            .collect();
+        let scale = |name: &str| match (self.clip_by, norms.get(name)) {
+            (_, None) => 1.0,
+            (ClipBy::Tensor, Some(norm)) => clip_scale(*norm, self.clip),
+            (ClipBy::Global, Some(_)) => clip_scale(global_norm(norms), self.clip),
+        };
         let updates: Vec<Update<'_>> = student
             .iter()
             .zip(&teachers)
@@ -109,14 +128,14 @@ impl Optimizer {
                         first,
                         second,
                     }),
-                    teacher: Some(teacher),
+                    teacher: teacher.as_ref(),
                     step: AdamWStep {
                         lr: size.lr,
                         betas: self.betas,
                         eps: self.eps,
                         weight_decay: if decayed { size.weight_decay } else { 0.0 },
                         step: learned.map_or(1, |(moments, _)| moments.steps),
-                        gradient_scale: norms.get(name).map_or(1.0, |norm| clip_scale(*norm, self.clip)),
+                        gradient_scale: scale(name),
                         momentum: size.momentum,
                     },
                 }

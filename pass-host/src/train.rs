@@ -34,14 +34,16 @@ use std::time::Instant;
 use candle_core::Device;
 
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
+use crate::config::derived::ChanceLosses;
 use crate::config::run::{Ending, Outcome, RunSettings};
-use crate::config::{OnCollapse, TrainConfig};
+use crate::config::{ImageMethod, OnCollapse, TrainConfig};
 use crate::data::index::ImageIndex;
 use crate::data::loader::{Batch, Loader, LoaderSettings, Part};
 use crate::data::order::Order;
 use crate::distributed::Ranks;
 use crate::metrics::{Metrics, MetricsLog, Progress};
 use crate::model::Architecture;
+use crate::objective::forward::PATCH_CENTER;
 use crate::ops::Ops;
 use crate::report::{self, ReportSettings};
 use batch::BatchPlan;
@@ -69,7 +71,8 @@ pub fn run(settings: &RunSettings) -> Result<Outcome, TrainError> {
     let index =
         ranks.decide(|| ImageIndex::build(&config.data, cache.as_deref()).map_err(TrainError::from))?;
     let index = Arc::new(index);
-    let checked = config.check_images(index.len(), ranks.size()).map_err(TrainError::from);
+    let checked = config.check_images(index.len(), ranks.size());
+    let checked = checked.and_then(|()| config.check_batch(ranks.size())).map_err(TrainError::from);
     let probe = match ranks.first(|| checked.and_then(|()| Ok(Probe::open(config)?))) {
         Ok(probe) => probe.flatten(),
         Err(error) => {
@@ -159,6 +162,7 @@ struct Run<'a> {
     log: Option<MetricsLog>,
     progress: Progress,
     guard: CollapseGuard,
+    chance: ChanceLosses,
     probe: Option<Probe>,
     window: Window,
     /// Steps done or skipped.
@@ -193,8 +197,8 @@ impl<'a> Run<'a> {
             MetricsLog::open(&settings.out, resumed, config.log.tensorboard)
         };
         let log = ranks.is_first().then(log).transpose()?;
-        let head = &config.head;
-        let progress = Progress::new(total, place.step, head.class_prototypes, head.patch_prototypes);
+        let chance = config.chance_losses(order.batch as f64);
+        let progress = Progress::new(total, place.step, chance);
         let progress = if ranks.is_first() { progress } else { progress.silent() };
         let bad = probe.iter().flat_map(Probe::bad);
         let left_out = bad.map(|(name, reason)| format!("warning: the probe leaves out `{name}`: {reason}"));
@@ -222,6 +226,7 @@ impl<'a> Run<'a> {
             log,
             progress,
             guard: place.guard.unwrap_or_else(|| CollapseGuard::new(config.guard.collapse_steps)),
+            chance,
             probe,
             window: Window { since: Instant::now(), images: 0, waited: 0.0 },
             step: place.step,
@@ -311,7 +316,7 @@ impl<'a> Run<'a> {
         }
         let moments = vitals::feature_moments(&report.monitor.features, Ops::from(self.config.ops))?;
         let feature_std = vitals::feature_std(&self.ranks.mean(moments)?)?;
-        let agreement = vitals::positives_agreement(&report.monitor, &self.trainer.centers)?;
+        let agreement = vitals::positives_agreement(&report.monitor, self.trainer.state.get(PATCH_CENTER))?;
         let agreement = agreement.map(|pairs| self.ranks.sum(pairs)).transpose()?;
         let absent = |value: Option<f64>| value.unwrap_or(f64::NAN);
         let seconds = self.window.since.elapsed().as_secs_f64().max(1e-9);
@@ -333,16 +338,17 @@ impl<'a> Run<'a> {
             lr: schedule.lr,
             weight_decay: schedule.weight_decay,
             momentum: schedule.momentum,
-            teacher_temp: schedule.teacher_temp,
+            teacher_temp: absent(self.has_distributions().then_some(schedule.teacher_temp)),
             grad_norm: report.grad_norm,
-            teacher_entropy_image: report.image_stats.teacher_entropy,
+            teacher_entropy_image: absent(report.image_stats.map(|stats| stats.teacher_entropy)),
             teacher_entropy_patch: absent(report.patch_stats.map(|stats| stats.teacher_entropy)),
-            kl_image: report.image_stats.kl,
+            kl_image: absent(report.image_stats.map(|stats| stats.kl)),
             kl_patch: absent(report.patch_stats.map(|stats| stats.kl)),
             feature_std,
             positives_agreement: absent(agreement.map(|[same, all]| same / all.max(1.0))),
             images_per_s: self.window.images as f64 / seconds,
             data_wait,
+            contrast_accuracy: report.contrast_accuracy,
             knn_top1: score.knn_top1,
             retrieval_miou: score.retrieval_miou,
         };
@@ -355,20 +361,21 @@ impl<'a> Run<'a> {
         Ok(self.collapse(&metrics))
     }
 
+    /// Whether any loss compares distributions, which have a temperature.
+    fn has_distributions(&self) -> bool {
+        self.config.patch.enabled || self.config.image.method == ImageMethod::Dino
+    }
+
     fn collapse(&mut self, metrics: &Metrics) -> Option<String> {
-        let term = |loss, teacher_entropy, prototypes: usize| TermVitals {
-            loss,
-            teacher_entropy,
-            ln_k: (prototypes as f64).ln(),
-        };
-        let head = &self.config.head;
+        let term = |loss, teacher_entropy, chance| TermVitals { loss, teacher_entropy, chance };
+        let ChanceLosses { image, patch, .. } = self.chance;
         let vitals = Vitals {
-            image: term(metrics.loss_image, metrics.teacher_entropy_image, head.class_prototypes),
+            image: term(metrics.loss_image, metrics.teacher_entropy_image, image),
             patch: self
                 .config
                 .patch
                 .enabled
-                .then(|| term(metrics.loss_patch, metrics.teacher_entropy_patch, head.patch_prototypes)),
+                .then(|| term(metrics.loss_patch, metrics.teacher_entropy_patch, patch)),
             feature_std: metrics.feature_std,
             dim: Architecture::from_config(self.config).dim,
         };

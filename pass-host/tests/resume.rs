@@ -64,6 +64,36 @@ fn killed_and_resumed_runs_end_with_the_same_bits() {
     }
 }
 
+/// MoCo-v3 alone and MoBY with the patch objective, as small as the rest.
+fn methods() -> [Vec<&'static str>; 2] {
+    let sizes = ["image.hidden=24", "image.out=8", "image.queue=20", "checkpoint.every_steps=4"];
+    let alone =
+        ["image.method=moco_v3", "patch.enabled=false", "augment.local_crops=0", "model.positions=sin_cos"];
+    let more = ["model.freeze_patch_embed=true", "model.init=xavier"];
+    let with_patches =
+        ["image.method=moby", "model.drop_path=0.2", "augment.local_crops=2", "optim.clip_by=global"];
+    [[&sizes[..], &alone, &more].concat(), [&sizes[..], &with_patches].concat()]
+}
+
+#[test]
+fn resumed_runs_of_every_method_end_with_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (number, method) in methods().iter().enumerate() {
+        let (reference, run) =
+            (folder.path().join(format!("whole-{number}")), folder.path().join(format!("cut-{number}")));
+        expect_code(&finish(train(&reference, 14, method, &["--workers", "1", "--threads", "1"])), 0);
+        expect_code(&finish(train(&run, 14, method, &["--workers", "2", "--threads", "2"])), 0);
+        // as if it had been killed after the last but one checkpoint, and after the last
+        for gone in [vec!["14", "12"], vec!["14"]] {
+            for step in gone {
+                fs::remove_dir_all(run.join(format!("checkpoints/step-000000{step}"))).expect("a checkpoint");
+            }
+            expect_code(&finish(train(&run, 14, method, &["--threads", "2", "--resume", "auto"])), 0);
+            assert_same(&run, &reference, &format!("{method:?}"));
+        }
+    }
+}
+
 #[test]
 fn threads_and_workers_do_not_change_the_result() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -85,6 +85,50 @@ fn timm_export_renames_every_backbone_tensor() {
 }
 
 #[test]
+fn runs_of_contrastive_methods_are_weights_like_any_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| folder.path().join(name);
+    let images = photos().join("grocery");
+    for method in ["moco_v3", "moby"] {
+        let run = path(method);
+        let settings = [
+            &format!("image.method={method}"),
+            "image.hidden=24",
+            "image.out=8",
+            "image.queue=20",
+            "model.heads=4",
+            "model.positions=sin_cos",
+            "patch.enabled=false",
+            "augment.local_crops=0",
+        ];
+        expect_code(&finish(train(&run, 3, &settings, &[])), 0);
+        let file = path(&format!("{method}.safetensors"));
+        for arguments in [
+            ["export", text(&run), "--to", "safetensors", "--out", text(&file)].to_vec(),
+            ["report", text(&run)].to_vec(),
+        ] {
+            expect_code(&finish(pass_host(&arguments)), 0);
+        }
+        let found = [&run, &file].map(|weights| {
+            let out = path("features.safetensors");
+            let arguments = ["features", text(&images), "--weights", text(weights), "--out", text(&out)];
+            expect_code(&finish(pass_host(&arguments)), 0);
+            features(&out)
+        });
+        assert!(found[0] == found[1], "{method}: the file knows heads and positions of the run");
+        let bytes = fs::read(&file).expect("weights");
+        let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+        let positions = file.tensor("backbone.pos_embed").expect("positions");
+        let expected = pass_host::model::pos_embed::sin_cos_positions(4, 32);
+        let expected: Vec<u8> = expected.into_iter().flat_map(f32::to_le_bytes).collect();
+        assert!(positions.data() == expected, "{method}: nothing moved the fixed positions");
+        assert!(file.names().iter().all(|name| !name.starts_with("pro") && !name.starts_with("pre")));
+        let html = fs::read_to_string(run.join("report.html")).expect("the report");
+        assert!(html.contains("contrast_accuracy") && !html.contains("teacher_entropy_image"), "{method}");
+    }
+}
+
+#[test]
 fn bad_weights_are_explained() {
     let folder = tempfile::tempdir().expect("a folder");
     let out = folder.path().join("f.safetensors");

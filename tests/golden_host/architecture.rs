@@ -3,10 +3,11 @@
 use candle_core::{D, Tensor};
 use pass_host::config::{Arch, TrainConfig};
 use pass_host::model::aggregation::AggregationHead;
-use pass_host::model::parameters::{Parameters, Role};
+use pass_host::model::parameters::{Parameters, Role, projection_head};
 use pass_host::model::pos_embed::{PositionEmbedding, ResizeRule};
 use pass_host::model::vit::Vit;
 use pass_host::model::{Architecture, Network};
+use pass_host::objective::dino::HEAD;
 use pass_host::objective::matching::{self, Matching};
 use pass_host::ops::Ops;
 use pass_tests::{Golden, GoldenFile, device};
@@ -16,17 +17,11 @@ use super::{all_ops, check, ok, size_suffix, tensor, values};
 /// An architecture with heads too small to matter.
 fn backbone(dim: usize, depth: usize, heads: usize, patch_size: usize, grid: usize) -> Architecture {
     Architecture {
-        dim,
-        depth,
-        heads,
-        patch_size,
-        grid,
-        drop_path: 0.0,
         head_hidden: 8,
         head_bottleneck: 4,
-        class_prototypes: 4,
         patch_prototypes: Some(4),
-        norm_last_layer: true,
+        image_heads: projection_head(HEAD, [dim, 8, 4, 4], true),
+        ..Architecture::backbone_only(dim, depth, heads, patch_size, grid)
     }
 }
 
@@ -207,12 +202,14 @@ pub(crate) fn init_stats(golden: &Golden) {
     let convolution = shape("backbone.patch_embed.proj.weight");
     let trainable_magnitude =
         json.read("/parameters/c_head.last_layer.weight_g/trainable").as_bool().expect("a flag");
+    let (hidden, bottleneck) = (shape("c_head.mlp.0.weight")[0], shape("c_head.mlp.4.weight")[0]);
+    let class_head = [embedding[2], hidden, bottleneck, shape("c_head.last_layer.weight_v")[0]];
     let architecture = Architecture {
         grid: embedding[1].isqrt(),
         patch_size: convolution[3],
-        head_hidden: shape("c_head.mlp.0.weight")[0],
-        head_bottleneck: shape("c_head.mlp.4.weight")[0],
-        class_prototypes: shape("c_head.last_layer.weight_v")[0],
+        head_hidden: hidden,
+        head_bottleneck: bottleneck,
+        image_heads: projection_head(HEAD, class_head, !trainable_magnitude),
         patch_prototypes: Some(shape("p_head.last_layer.weight_v")[0]),
         norm_last_layer: !trainable_magnitude,
         ..backbone(embedding[2], depth, 1, 1, 1)

@@ -4,7 +4,7 @@ use candle_core::{Tensor, Var};
 use pass_host::config::{Border, PatchObjective, Window};
 use pass_host::model::aggregation::ClassAttentionBlock;
 use pass_host::model::parameters::Parameters;
-use pass_host::objective::center::Centers;
+use pass_host::objective::center;
 use pass_host::objective::loss::{class_pairs, patch_pairs};
 use pass_host::objective::matching::{self, Matching};
 use pass_host::train::schedule::Schedules;
@@ -150,8 +150,7 @@ pub(crate) fn loss(golden: &Golden) {
     epochs.sort_by_key(|name| name["epoch".len()..].parse::<usize>().expect("epoch number"));
     for ops in all_ops() {
         let center = |name: &str| ok(tensor(&file, name).flatten_all());
-        let mut centers =
-            Centers { class: center("center_before"), patch: Some(center("patch_center_before")) };
+        let (mut class_center, mut patch_center) = (center("center_before"), center("patch_center_before"));
         for epoch in &epochs {
             let name = |part: &str| format!("{epoch}.{part}");
             let (expected_temp, _) = file.tensor(&name("teacher_temp"));
@@ -175,8 +174,7 @@ pub(crate) fn loss(golden: &Golden) {
                 (student, loss, ok(ops.mean_rows(&teacher)))
             };
             let class_weights = vec![class_weight; class_terms.len()];
-            let (class_rows, class, class_mean) = term("cls", &centers.class, &class_terms, &class_weights);
-            let patch_center = centers.patch.clone().expect("set above");
+            let (class_rows, class, class_mean) = term("cls", &class_center, &class_terms, &class_weights);
             let (patch_rows, patch, patch_mean) = term("patch", &patch_center, &patch_terms, &patch_weights);
             let total = ok((&patch * number("patch_loss_weight")).and_then(|x| &class + x));
             check(&file, &name("cls"), &class);
@@ -193,10 +191,10 @@ pub(crate) fn loss(golden: &Golden) {
                     start += count;
                 }
             }
-            let mean = Centers { class: class_mean, patch: Some(patch_mean) };
-            centers = ok(centers.updated(&mean, number("center_momentum")));
-            check(&file, &name("center_after"), &centers.class);
-            check(&file, &name("patch_center_after"), centers.patch.as_ref().expect("set above"));
+            class_center = ok(center::updated(&class_center, &class_mean, number("center_momentum")));
+            patch_center = ok(center::updated(&patch_center, &patch_mean, number("center_momentum")));
+            check(&file, &name("center_after"), &class_center);
+            check(&file, &name("patch_center_after"), &patch_center);
         }
     }
 }

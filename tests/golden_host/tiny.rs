@@ -4,12 +4,16 @@ use std::collections::HashMap;
 
 use candle_core::Tensor;
 use pass_host::config::{Arch, OpsKind, TrainConfig, Window};
+use pass_host::distributed::Ranks;
 use pass_host::model::aggregation::Aggregated;
+use pass_host::model::head::ProjectionHead;
 use pass_host::model::parameters::{Parameters, Role};
 use pass_host::model::{Architecture, Network};
-use pass_host::objective::center::Centers;
-use pass_host::objective::forward::{CropGroup, Crops};
+use pass_host::objective::dino::{CENTER, HEAD};
+use pass_host::objective::forward::{CropGroup, Crops, Objective, PATCH_CENTER};
 use pass_host::objective::matching::{self, Matching};
+use pass_host::objective::method::State;
+use pass_host::ops::Ops;
 use pass_host::optimizer::{Optimizer, StepSize};
 use pass_host::train::trainer::{Schedule, Trainer};
 use pass_tests::{Golden, GoldenFile, all_ops, device};
@@ -85,12 +89,15 @@ fn crops(file: &GoldenFile<'_>, prefix: &str) -> Crops {
 fn trainer(golden: &Golden, config: &TrainConfig) -> Trainer {
     let grads = golden.file("tiny_loss_grads.safetensors");
     let center = |name: &str| ok(tensor(&grads, name).flatten_all());
-    let centers = Centers { class: center("center_before"), patch: Some(center("patch_center_before")) };
+    let state = State::from([
+        (CENTER.to_owned(), center("center_before")),
+        (PATCH_CENTER.to_owned(), center("patch_center_before")),
+    ]);
     let student = weights(golden, config, "student", Role::Student);
     let teacher = weights(golden, config, "teacher", Role::Teacher);
     let optimizer = ok(Optimizer::new(&config.optim, &student, config.ops.into()));
     let architecture = Architecture::from_config(config);
-    ok(Trainer::assemble(config, &architecture, student, teacher, centers, optimizer))
+    ok(Trainer::assemble(config, &architecture, student, teacher, state, optimizer))
 }
 
 pub(crate) fn tiny_weights(golden: &Golden) {
@@ -114,8 +121,9 @@ pub(crate) fn tiny_forward(golden: &Golden) {
         let crops = crops(&file, "");
         let groups = [("global", Some(&crops.global)), ("local", crops.local.as_ref())];
         for (size, group) in groups.into_iter().filter_map(|(size, group)| group.map(|group| (size, group))) {
-            side(&file, &format!("teacher.{size}"), &teacher, &group.images, Some(&matching));
-            side(&file, &format!("student.{size}"), &student, &group.images, None);
+            let ops = kind.into();
+            side(&file, &format!("teacher.{size}"), &teacher, &group.images, Some(&matching), ops);
+            side(&file, &format!("student.{size}"), &student, &group.images, None, ops);
         }
 
         let (patches, grid) = ok(teacher.backbone.patchify(&crops.global.images));
@@ -139,7 +147,14 @@ pub(crate) fn tiny_forward(golden: &Golden) {
 }
 
 /// Every intermediate result of one network on one group of crops.
-fn side(file: &GoldenFile<'_>, name: &str, network: &Network, images: &Tensor, matching: Option<&Matching>) {
+fn side(
+    file: &GoldenFile<'_>,
+    name: &str,
+    network: &Network,
+    images: &Tensor,
+    matching: Option<&Matching>,
+    ops: Ops,
+) {
     let entry = |part: &str| format!("{name}.{part}");
     let (patches, grid) = ok(network.backbone.patchify(images));
     check(file, &entry("tokens"), &ok(network.backbone.embed(&patches, grid)));
@@ -168,8 +183,9 @@ fn side(file: &GoldenFile<'_>, name: &str, network: &Network, images: &Tensor, m
         ok(Tensor::cat(&[&aggregated.class, patches], 1).and_then(|x| network.aggregation.normalize(&x)));
     check(file, &entry("head_in"), &tokens);
     let count = ok(tokens.dim(1));
+    let class_head = ok(ProjectionHead::new(&network.parameters, HEAD, ops));
     let parts = [
-        ("cls", &network.class_head, ok(tokens.narrow(1, 0, 1))),
+        ("cls", &class_head, ok(tokens.narrow(1, 0, 1))),
         ("patch", network.patch_head.as_ref().expect("a patch head"), ok(tokens.narrow(1, 1, count - 1))),
     ];
     for (what, head, tokens) in parts {
@@ -192,9 +208,10 @@ pub(crate) fn tiny_loss_grads(golden: &Golden) {
         check(&file, "loss_total", &losses.total);
         check(&file, "loss_cls", &losses.image);
         check(&file, "loss_patch", losses.patch.as_ref().expect("a patch loss"));
-        let centers = ok(trainer.centers.updated(&losses.teacher_mean, config.image.center_momentum));
-        check(&file, "center_after", &centers.class);
-        check(&file, "patch_center_after", centers.patch.as_ref().expect("a patch center"));
+        let objective = Objective::from_config(&config);
+        let after = ok(objective.updated(&trainer.state, &[&losses.seen], &Ranks::single()));
+        check(&file, "center_after", &after[CENTER]);
+        check(&file, "patch_center_after", &after[PATCH_CENTER]);
 
         let gradients = ok(trainer.gradients(&losses.total));
         let mut own: Vec<&String> = gradients.keys().collect();
@@ -238,6 +255,7 @@ pub(crate) fn tiny_train(golden: &Golden) {
                 lr: series("lr", step),
                 weight_decay: series("wd", step),
                 momentum: series("momentum", step),
+                next_momentum: f64::NAN,
                 teacher_temp: series("teacher_temp_per_epoch", epoch),
                 train_last_layer: epoch >= file.hyper_usize("freeze_last_layer_epochs"),
             };
@@ -273,10 +291,8 @@ fn after_step(file: &GoldenFile<'_>, step: &str, trainer: &Trainer) {
                 let moment = moments.get(short).unwrap_or_else(|| panic!("no moment `{short}`"));
                 check(file, name, moment);
             }
-            None if short == "center" => check(file, name, &trainer.centers.class),
-            None if short == "patch_center" => {
-                check(file, name, trainer.centers.patch.as_ref().expect("a patch center"));
-            }
+            None if short == "center" => check(file, name, &trainer.state[CENTER]),
+            None if short == "patch_center" => check(file, name, &trainer.state[PATCH_CENTER]),
             _ => panic!("unknown entry `{name}`"),
         }
     }

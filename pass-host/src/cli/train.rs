@@ -74,6 +74,9 @@ pub(super) struct TrainArgs {
     )]
     sets: Vec<String>,
 
+    /// Image-level method: `dino`, `moco_v3` or `moby`. The presets of a method bring its recipe as well.
+    #[arg(long, value_name = "METHOD", help_heading = TRAINING)]
+    method: Option<String>,
     /// Passes over the images.
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "steps", help_heading = TRAINING)]
     epochs: Option<i64>,
@@ -285,6 +288,7 @@ fn layers(args: &TrainArgs) -> Layers {
         flags.push(("--recompute", "recompute", Value::Boolean(true)));
     }
     let words = [
+        ("--method", "image.method", &args.method),
         ("--on-collapse", "guard.on_collapse", &args.on_collapse),
         ("--ops", "ops", &args.ops),
         ("--eval-data", "probe.data", &args.eval_data),

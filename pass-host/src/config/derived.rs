@@ -1,10 +1,11 @@
 //! Values computed from the configuration, never written back into it.
 
 use super::{
-    Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig,
-    ProbeConfig, TrainConfig, layers::display_value,
+    Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, ImageMethod, LogConfig, ModelConfig,
+    OptimConfig, ProbeConfig, TrainConfig, layers::display_value,
 };
 use crate::data::order::Order;
+use crate::objective::method;
 
 impl Arch {
     /// `(width, depth, heads)` of a named architecture; `None` for [`Arch::Custom`].
@@ -42,7 +43,27 @@ impl OptimConfig {
     }
 }
 
+/// The losses of networks that tell nothing apart, nats.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ChanceLosses {
+    /// Of the image-level method: ln K for DINO; NaN if not known.
+    pub image: f64,
+    /// Of the patch objective, ln K.
+    pub patch: f64,
+    /// Whether the former is ln K.
+    pub image_is_ln_k: bool,
+}
+
 impl TrainConfig {
+    /// The losses of networks that tell nothing apart, with so many images a step over all ranks (NaN = not known).
+    pub fn chance_losses(&self, batch: f64) -> ChanceLosses {
+        ChanceLosses {
+            image: method::of_config(self).chance_loss(batch),
+            patch: (self.head.patch_prototypes as f64).ln(),
+            image_is_ln_k: self.image.method == ImageMethod::Dino,
+        }
+    }
+
     /// `(D, depth, H)`: embedding width, blocks, attention heads.
     pub fn dims(&self) -> (usize, usize, usize) {
         self.model.dims()
@@ -102,6 +123,23 @@ impl TrainConfig {
         let batch = self.optim.total_batch(ranks);
         match images < batch {
             true => Err(ConfigError::TooFewImages { images, batch, ranks }),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks what an image-level method asks of the batch of all ranks: batch normalization has nothing to normalize with
+    /// one image, and queues are replaced in whole batches.
+    ///
+    /// # Errors
+    /// [`ConfigError::BatchOfOne`] and [`ConfigError::Queue`].
+    pub fn check_batch(&self, ranks: usize) -> Result<(), ConfigError> {
+        let (method, batch) = (self.image.method, self.optim.total_batch(ranks));
+        if method != ImageMethod::Dino && batch < 2 {
+            return Err(ConfigError::BatchOfOne { method: method.name() });
+        }
+        let queue = self.image.queue;
+        match method == ImageMethod::Moby && !queue.is_multiple_of(batch.max(1)) {
+            true => Err(ConfigError::Queue { queue, batch, ranks }),
             false => Ok(()),
         }
     }
@@ -182,6 +220,24 @@ mod tests {
         let error = config.check_images(1000, 8).unwrap_err();
         assert!(error.to_string().contains("one batch of 1024 (8 ranks of 128)"), "{error}");
         assert!(error.hint().unwrap().contains("--batch 125"));
+    }
+
+    #[test]
+    fn batches_must_suit_the_method() {
+        let mut config = TrainConfig::default();
+        (config.optim.batch, config.image.queue) = (1, 100);
+        assert!(config.check_batch(1).is_ok(), "DINO takes any batch");
+        config.image.method = ImageMethod::MocoV3;
+        let error = config.check_batch(1).unwrap_err();
+        assert!(error.to_string().contains("`moco_v3`") && error.hint().is_some(), "{error}");
+        assert!(config.check_batch(3).is_ok(), "three ranks have three images");
+        config.image.method = ImageMethod::Moby;
+        config.optim.batch = 8;
+        let error = config.check_batch(3).unwrap_err();
+        assert!(error.to_string().contains("multiple of 24 (3 ranks of 8), found 100"), "{error}");
+        assert!(error.hint().unwrap().contains("image.queue=120"), "{:?}", error.hint());
+        config.image.queue = 96;
+        assert!(config.check_batch(3).is_ok());
     }
 
     #[test]

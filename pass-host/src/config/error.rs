@@ -132,6 +132,22 @@ pub enum ConfigError {
         /// Ranks that share it.
         ranks: usize,
     },
+    /// One image a step for a method that compares images.
+    #[error("`image.method` `{method}` normalizes over the images of a step: expected 2 or more, found 1")]
+    BatchOfOne {
+        /// The method.
+        method: &'static str,
+    },
+    /// Queues that do not hold whole batches.
+    #[error("`image.queue`: expected a multiple of {batch}{}, found {queue}", of_ranks(*batch, *ranks))]
+    Queue {
+        /// Keys in a queue.
+        queue: usize,
+        /// Images of a step, `optim.batch` of every rank.
+        batch: usize,
+        /// Ranks that share it.
+        ranks: usize,
+    },
     /// The configuration is not the one the run was started with.
     #[error("the run cannot continue with another configuration: {}",
         differences.iter().map(|(key, then, now)| format!("`{key}` was {then}, is now {now}")).collect::<Vec<_>>().join("; "))]
@@ -171,6 +187,11 @@ impl ConfigError {
             Self::TooFewImages { images, ranks, .. } => {
                 format!("add images, or use a smaller batch: `--batch {}`", (images / ranks).max(1))
             }
+            Self::BatchOfOne { .. } => "use a larger batch, for example `--batch 8`".into(),
+            Self::Queue { queue, batch, .. } => format!(
+                "the keys of a step replace as many in the queue: `--set image.queue={}`, or another `--batch`",
+                queue.div_ceil(*batch) * batch
+            ),
             Self::Changed { .. } => {
                 "give the same values, or start a new run from these weights: `--init RUN --out NEW`".into()
             }

@@ -229,10 +229,22 @@ fn assign(config: &TrainConfig, key: &str, value: Value) -> Result<TrainConfig, 
     let target = if section.is_empty() { Some(&mut table) } else { table[section].as_table_mut() };
     let target = target.expect("every section is written as a table");
     let before = target.insert(name.to_owned(), value.clone());
-    TrainConfig::deserialize_table(table).map_err(|error| Fault::BadValue {
-        expected: expected(key, before.as_ref(), error.message()),
-        found: describe(&value),
+    TrainConfig::deserialize_table(table).map_err(|error| {
+        let expected = expected(key, before.as_ref(), error.message());
+        let found = match nearest_choice(&expected, &value) {
+            Some(choice) => format!("{}, did you mean `{choice}`?", describe(&value)),
+            None => describe(&value),
+        };
+        Fault::BadValue { expected, found }
     })
+}
+
+/// The one of `choices` (`a | b | c`) that a person most likely meant by a text, if one is near.
+fn nearest_choice<'a>(choices: &'a str, found: &Value) -> Option<&'a str> {
+    let text = found.as_str()?;
+    let choices = choices.split(" | ").filter(|choice| !choice.contains(' '));
+    let scored = choices.map(|choice| (strsim::jaro_winkler(&text.to_lowercase(), choice), choice));
+    scored.max_by(|a, b| a.0.total_cmp(&b.0)).filter(|(score, _)| *score > 0.8).map(|(_, choice)| choice)
 }
 
 /// What a key takes, in words: from the type of its present value, for a choice from serde's own list.
@@ -329,7 +341,7 @@ mod tests {
     fn every_problem_is_named_with_its_line() {
         let error = resolve(
             "seed = 1\nbatch = 3\n[optim]\nbach = 8\nepochs = \"many\"\n[patch]\nborder = \"torus\"\nk = -1\n[zoo]\na = 1\n",
-            &["augment.flip=yes", "augment.ratio=[1, 2, 3]", "patch.window=-3"],
+            &["augment.flip=yes", "augment.ratio=[1, 2, 3]", "patch.window=-3", "image.method=moco-v3"],
         )
         .unwrap_err();
         for expected in [
@@ -341,6 +353,7 @@ mod tests {
             "my.toml line 9: unknown key `zoo`",
             "--set augment.flip=yes: `augment.flip`: expected a number, found the text \"yes\"",
             "`augment.ratio`: expected a list of 2 numbers, found the list [1, 2, 3] of length 3",
+            "`image.method`: expected dino | moco_v3 | moby, found the text \"moco-v3\", did you mean `moco_v3`?",
             "`patch.window`: expected an odd number of patches, or \"all\", found -3",
         ] {
             assert!(error.contains(expected), "{expected:?} not in\n{error}");

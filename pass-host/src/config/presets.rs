@@ -1,8 +1,9 @@
 //! Named starting points. Everything in a preset can be overridden.
 
 use super::{
-    Aggregation, AllPatches, Arch, AugmentConfig, CheckpointConfig, HeadConfig, ImageObjective, LogConfig,
-    ModelConfig, OptimConfig, PatchObjective, TrainConfig, Window,
+    Aggregation, AllPatches, Arch, AugmentConfig, CheckpointConfig, ClipBy, HeadConfig, ImageMethod,
+    ImageObjective, LogConfig, ModelConfig, OptimConfig, PatchObjective, Positions, TrainConfig, WeightInit,
+    Window,
 };
 
 /// A named configuration.
@@ -29,7 +30,7 @@ pub const DEFAULT: &str = "paper-vit-s16";
 pub const DEMO: &str = "demo";
 
 /// Every preset.
-pub const PRESETS: [Preset; 11] = [
+pub const PRESETS: [Preset; 15] = [
     Preset {
         name: DEFAULT,
         about: "the paper on ImageNet: ViT-S/16, batch 1024, 200 epochs, K 65536/4096, 2 local crops",
@@ -44,6 +45,26 @@ pub const PRESETS: [Preset; 11] = [
         name: "release-vit-s16",
         about: "the released weights: ViT-S/16, 8 local crops, constant teacher temperature, 300 epochs",
         build: release_vit_s16,
+    },
+    Preset {
+        name: "moco-v3-vit-s16",
+        about: "MoCo-v3: ViT-S/16 with 12 heads, frozen patch embedding, batch 4096, 300 epochs",
+        build: moco_v3_vit_s16,
+    },
+    Preset {
+        name: "moco-v3-pass-vit-s16",
+        about: "the same with the patch objective of PASS and 2 local crops",
+        build: || with_pass(moco_v3_vit_s16()),
+    },
+    Preset {
+        name: "moby-vit-s16",
+        about: "MoBY: ViT-S/16, two queues of 4096 keys, batch 512, 300 epochs",
+        build: moby_vit_s16,
+    },
+    Preset {
+        name: "moby-pass-vit-s16",
+        about: "the same with the patch objective of PASS and 2 local crops",
+        build: || with_pass(moby_vit_s16()),
     },
     Preset {
         name: DEMO,
@@ -121,6 +142,73 @@ fn release_vit_s16() -> TrainConfig {
         },
         optim: OptimConfig { epochs: 300, min_lr: 1e-6, ..base.optim },
         ..base
+    }
+}
+
+/// The recipe of the MoCo-v3 paper for ViT-S; the learning rate for 256 images is that of the published code.
+fn moco_v3_vit_s16() -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        augment: AugmentConfig { local_crops: 0, global_scale: [0.08, 1.0], ..base.augment },
+        model: ModelConfig {
+            arch: Arch::Custom,
+            heads: 12,
+            drop_path: 0.0,
+            positions: Positions::SinCos,
+            freeze_patch_embed: true,
+            init: WeightInit::Xavier,
+            ..base.model
+        },
+        image: ImageObjective { method: ImageMethod::MocoV3, ..base.image },
+        patch: PatchObjective { enabled: false, ..base.patch },
+        optim: OptimConfig {
+            batch: 4096,
+            epochs: 300,
+            lr_per_256: 1.5e-4,
+            min_lr: 0.0,
+            warmup_epochs: 40.0,
+            weight_decay: 0.1,
+            weight_decay_end: 0.1,
+            momentum: 0.99,
+            clip: 0.0,
+            ..base.optim
+        },
+        ..base
+    }
+}
+
+/// The recipe of the MoBY paper for DeiT-S. Its learning rate of 0.001 is that of its batch, 512.
+fn moby_vit_s16() -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        augment: AugmentConfig { local_crops: 0, global_scale: [0.08, 1.0], ..base.augment },
+        model: ModelConfig { drop_path: 0.2, ..base.model },
+        image: ImageObjective { method: ImageMethod::Moby, ..base.image },
+        patch: PatchObjective { enabled: false, ..base.patch },
+        optim: OptimConfig {
+            batch: 512,
+            epochs: 300,
+            lr_per_256: 5e-4,
+            min_lr: 5e-6,
+            warmup_epochs: 5.0,
+            weight_decay: 0.05,
+            weight_decay_end: 0.05,
+            momentum: 0.99,
+            clip: 5.0,
+            clip_by: ClipBy::Global,
+            ..base.optim
+        },
+        ..base
+    }
+}
+
+/// A method with the patch objective on top; local crops serve that alone.
+fn with_pass(method: TrainConfig) -> TrainConfig {
+    let base = TrainConfig::default();
+    TrainConfig {
+        augment: AugmentConfig { local_crops: base.augment.local_crops, ..method.augment },
+        patch: base.patch,
+        ..method
     }
 }
 

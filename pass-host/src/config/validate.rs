@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{Arch, Border, PatchCrops, TrainConfig, Window};
+use super::{Arch, Border, ImageMethod, PatchCrops, Positions, TrainConfig, Window};
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +128,10 @@ impl TrainConfig {
             let expected = format!("a divisor of model.dim ({})", model.dim);
             check.tied("model.heads", "model.dim", divides, &expected, model.heads);
         }
+        let (dim, ..) = self.dims();
+        let quarters = model.positions == Positions::Learned || dim.is_multiple_of(4);
+        let expected = format!("learned for a width of {dim}, or sin_cos for a multiple of 4");
+        check.tied("model.positions", "model.dim", quarters, &expected, "sin_cos");
         let below_one = (0.0..1.0).contains(&model.drop_path);
         check.that("model.drop_path", below_one, "a number in [0, 1)", model.drop_path);
         check.within("head.hidden", head.hidden, 1, 1 << 16);
@@ -143,6 +147,11 @@ impl TrainConfig {
         check.positive("image.teacher_temp_end", image.teacher_temp_end);
         check.not_negative("image.teacher_temp_warmup_epochs", image.teacher_temp_warmup_epochs);
         check.share("image.center_momentum", image.center_momentum);
+        check.positive("image.temperature", image.temperature);
+        check.within("image.hidden", image.hidden, 1, 1 << 16);
+        check.within("image.out", image.out, 1, 1 << 16);
+        check.within("image.queue", image.queue, 1, 1 << 24);
+        self.check_method(check);
         check.not_negative("patch.weight", patch.weight);
         if let Window::Side(side) = patch.window {
             let odd = (3..=1023).contains(&side) && side % 2 == 1;
@@ -154,6 +163,25 @@ impl TrainConfig {
         let (most, because) = self.most_positives();
         let expected = format!("a whole number from 1 to {most} ({because})");
         check.tied("patch.k", "patch.window", (1..=most).contains(&patch.k), &expected, patch.k);
+    }
+
+    /// What contrastive methods have no use for.
+    fn check_method(&self, check: &mut Check) {
+        if self.image.method == ImageMethod::Dino {
+            return;
+        }
+        let name = self.image.method.name();
+        let of_use = self.patch.enabled && self.patch.crops == PatchCrops::All;
+        let expected = format!(
+            "0: image.method {name} compares the two global crops; local crops serve the patch objective alone, with              patch.enabled and patch.crops = \"all\""
+        );
+        let locals = self.augment.local_crops;
+        check.tied("augment.local_crops", "image.method", locals == 0 || of_use, &expected, locals);
+        let expected = format!(
+            "1: image.method {name} normalizes over and compares all images of a step, parts of it give another loss"
+        );
+        let accumulate = self.optim.accumulate;
+        check.tied("optim.accumulate", "image.method", accumulate <= 1, &expected, accumulate);
     }
 
     /// The largest `patch.k`, and why. With border `clip`, patches near the edge take min(k, available), so only the
@@ -337,6 +365,10 @@ mod tests {
             "image.teacher_temp_end=inf",
             "image.teacher_temp_warmup_epochs=-1",
             "image.center_momentum=1.1",
+            "image.temperature=0",
+            "image.hidden=0",
+            "image.out=0",
+            "image.queue=0",
             "patch.weight=-1",
             "patch.window=4",
             "patch.window=1",
@@ -368,6 +400,26 @@ mod tests {
             let error = layers.resolve().expect_err(text).to_string();
             assert!(error.contains(&format!("`{key}`: expected")), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn contrastive_methods_refuse_what_they_have_no_use_for() {
+        let mut config = presets::find("moby-pass-vit-s16").unwrap().config();
+        config.patch.crops = PatchCrops::Global;
+        assert_eq!(config.violations()[0].key, "augment.local_crops");
+        config.augment.local_crops = 0;
+        assert_eq!(config.violations(), []);
+        (config.augment.local_crops, config.patch.crops) = (2, PatchCrops::All);
+        config.patch.enabled = false;
+        let violations = config.violations();
+        assert_eq!((violations.len(), violations[0].key), (1, "augment.local_crops"));
+        assert!(violations[0].expected.contains("moby compares the two global crops"), "{violations:?}");
+        (config.patch.enabled, config.optim.accumulate) = (true, 2);
+        assert_eq!(config.violations()[0].key, "optim.accumulate");
+        config.optim.accumulate = 1;
+        config.model.positions = Positions::SinCos;
+        (config.model.arch, config.model.dim, config.model.heads) = (Arch::Custom, 18, 6);
+        assert_eq!(config.violations()[0].key, "model.positions");
     }
 
     #[test]

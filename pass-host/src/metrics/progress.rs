@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Metrics;
+use crate::config::derived::ChanceLosses;
 
 /// Redraws per second.
 const REDRAW_HZ: u8 = 4;
@@ -13,8 +14,7 @@ const REDRAW_HZ: u8 = 4;
 /// The progress of a run as a person sees it.
 pub struct Progress {
     total: u64,
-    ln_k_image: f64,
-    ln_k_patch: f64,
+    chance: ChanceLosses,
     start: u64,
     started: Instant,
     /// `None` where standard error is no terminal.
@@ -27,9 +27,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For a run of `total` steps of which `start` are done; the prototypes of both heads give the `ln K` shown beside
-    /// each loss, where a loss that learned nothing stays.
-    pub fn new(total: u64, start: u64, class_prototypes: usize, patch_prototypes: usize) -> Self {
+    /// For a run of `total` steps of which `start` are done; beside each loss stands where one that learned nothing stays.
+    pub fn new(total: u64, start: u64, chance: ChanceLosses) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar =
                 ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(REDRAW_HZ));
@@ -40,8 +39,7 @@ impl Progress {
         });
         Self {
             total,
-            ln_k_image: (class_prototypes as f64).ln(),
-            ln_k_patch: (patch_prototypes as f64).ln(),
+            chance,
             start,
             started: Instant::now(),
             bar,
@@ -104,12 +102,13 @@ impl Progress {
 
     fn numbers(&self, m: &Metrics) -> String {
         format!(
-            "  epoch {:.2}  class {:.2} (ln K {:.2})  patch {:.2} (ln K {:.2}){}  {:.1} images/s  data wait {:.0} %",
+            "  epoch {:.2}  class {:.2} ({} {:.2})  patch {:.2} (ln K {:.2}){}  {:.1} images/s  data wait {:.0} %",
             m.epoch,
             m.loss_image,
-            self.ln_k_image,
+            if self.chance.image_is_ln_k { "ln K" } else { "chance" },
+            self.chance.image,
             m.loss_patch,
-            self.ln_k_patch,
+            self.chance.patch,
             self.probe,
             m.images_per_s,
             100.0 * m.data_wait
@@ -153,7 +152,9 @@ mod tests {
 
     #[test]
     fn losses_stand_beside_their_ln_k() {
-        let mut progress = Progress::new(100, 10, 1024, 512);
+        let ln = |prototypes: f64| prototypes.ln();
+        let chance = ChanceLosses { image: ln(1024.0), patch: ln(512.0), image_is_ln_k: true };
+        let mut progress = Progress::new(100, 10, chance);
         let metrics = Metrics {
             step: 20,
             epoch: 1.5,

@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+use super::pos_embed::sin_cos_positions;
 use super::{Architecture, CLASS_ATTENTION_BLOCKS, MLP_RATIO};
+use crate::config::{Positions, WeightInit};
 use crate::ops::GradientSink;
 use crate::random::{Purpose, Stream};
 
@@ -13,6 +15,8 @@ use crate::random::{Purpose, Stream};
 ///
 /// The reference truncates at ±2 in absolute value, 100 standard deviations away: a plain normal.
 const WEIGHT_STD: f64 = 0.02;
+/// The same of the class token beside Xavier weights (MoCo-v3).
+const XAVIER_CLASS_TOKEN_STD: f64 = 1e-6;
 
 /// How a tensor starts.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,10 +25,12 @@ pub enum Init {
     Zeros,
     /// All ones.
     Ones,
-    /// Normal with standard deviation 0.02.
-    Normal,
-    /// Uniform in `[-bound, bound]` (the framework default 1/√fan_in that the reference leaves in place).
+    /// Normal with this standard deviation.
+    Normal(f64),
+    /// Uniform in `[-bound, bound]`.
     Uniform(f64),
+    /// Positions of a square grid, see [`sin_cos_positions`].
+    SinCos,
 }
 
 /// One tensor of an architecture.
@@ -38,27 +44,49 @@ pub struct Specification {
     pub init: Init,
     /// Whether the student learns it.
     pub trainable: bool,
+    /// Whether the teacher has none.
+    pub student_only: bool,
+}
+
+impl Specification {
+    /// A tensor of both networks that the student learns.
+    pub fn learned(name: impl Into<String>, shape: &[usize], init: Init) -> Self {
+        Self { name: name.into(), shape: shape.to_vec(), init, trainable: true, student_only: false }
+    }
 }
 
 impl Architecture {
-    /// Every tensor of the network, in the order of the data flow.
+    /// Every tensor of the student, in the order of the data flow.
     pub fn specification(&self) -> Vec<Specification> {
-        let mut list = SpecificationList::default();
+        let mut list = SpecificationList { init: self.init, list: Vec::new() };
         let (dim, patch) = (self.dim, self.patch_size);
-        list.push("backbone.pos_embed", &[1, self.grid * self.grid, dim], Init::Normal);
-        let conv = Init::Uniform(1.0 / ((3 * patch * patch) as f64).sqrt());
-        list.push("backbone.patch_embed.proj.weight", &[dim, 3, patch, patch], conv);
-        list.push("backbone.patch_embed.proj.bias", &[dim], conv);
+        let (positions, learned) = match self.positions {
+            Positions::Learned => (Init::Normal(WEIGHT_STD), true),
+            Positions::SinCos => (Init::SinCos, false),
+        };
+        list.push("backbone.pos_embed", &[1, self.grid * self.grid, dim], positions).trainable = learned;
+        let pixels = 3 * patch * patch;
+        let (weight, bias) = match self.init {
+            WeightInit::Normal => (default_linear(pixels), default_linear(pixels)),
+            WeightInit::Xavier => (xavier(pixels, dim), Init::Zeros),
+        };
+        let learned = !self.freeze_patch_embed;
+        list.push("backbone.patch_embed.proj.weight", &[dim, 3, patch, patch], weight).trainable = learned;
+        list.push("backbone.patch_embed.proj.bias", &[dim], bias).trainable = learned;
         for block in 0..self.depth {
             let name = format!("backbone.blocks.{block}");
             list.norm(&format!("{name}.norm1"), dim);
-            list.linear(&format!("{name}.attn.qkv"), dim, 3 * dim);
+            list.packed(&format!("{name}.attn.qkv"), dim, dim, 3);
             list.linear(&format!("{name}.attn.proj"), dim, dim);
             list.norm(&format!("{name}.norm2"), dim);
             list.linear(&format!("{name}.mlp.fc1"), dim, MLP_RATIO * dim);
             list.linear(&format!("{name}.mlp.fc2"), MLP_RATIO * dim, dim);
         }
-        list.push("ca_head.cls_token", &[1, 1, dim], Init::Normal);
+        let class_token = match self.init {
+            WeightInit::Normal => WEIGHT_STD,
+            WeightInit::Xavier => XAVIER_CLASS_TOKEN_STD,
+        };
+        list.push("ca_head.cls_token", &[1, 1, dim], Init::Normal(class_token));
         for block in 0..CLASS_ATTENTION_BLOCKS {
             let name = format!("ca_head.cls_blocks.{block}");
             list.norm(&format!("{name}.norm1"), dim);
@@ -70,20 +98,57 @@ impl Architecture {
             list.linear(&format!("{name}.mlp.fc2"), MLP_RATIO * dim, dim);
         }
         list.norm("ca_head.norm", dim);
-        list.head("c_head", self, self.class_prototypes);
+        list.list.extend(self.image_heads.iter().cloned());
         if let Some(prototypes) = self.patch_prototypes {
-            list.head("p_head", self, prototypes);
+            let sizes = [dim, self.head_hidden, self.head_bottleneck, prototypes];
+            list.list.extend(projection_head("p_head", sizes, self.norm_last_layer));
         }
-        list.0
+        list.list
+    }
+
+    /// The tensors of [`Architecture::specification`] that a network of this role has.
+    fn tensors_of(&self, role: Role) -> impl Iterator<Item = Specification> {
+        let all = self.specification().into_iter();
+        all.filter(move |spec| role == Role::Student || !spec.student_only)
     }
 }
 
-#[derive(Default)]
-struct SpecificationList(Vec<Specification>);
+/// A projection head with widths `[D, hidden, bottleneck, K]`; its magnitudes are learned unless `norm_last_layer`.
+pub fn projection_head(
+    name: &str,
+    [dim, hidden, bottleneck, prototypes]: [usize; 4],
+    norm_last_layer: bool,
+) -> Vec<Specification> {
+    let mut list = SpecificationList { init: WeightInit::Normal, list: Vec::new() };
+    list.linear(&format!("{name}.mlp.0"), dim, hidden);
+    list.linear(&format!("{name}.mlp.2"), hidden, hidden);
+    list.linear(&format!("{name}.mlp.4"), hidden, bottleneck);
+    let magnitude = list.push(&format!("{name}.last_layer.weight_g"), &[prototypes, 1], Init::Ones);
+    magnitude.trainable = !norm_last_layer;
+    let direction = format!("{name}.last_layer.weight_v");
+    list.push(&direction, &[prototypes, bottleneck], default_linear(bottleneck));
+    list.list
+}
+
+/// Uniform within 1/√inputs, the default of the reference's framework.
+pub(crate) fn default_linear(inputs: usize) -> Init {
+    Init::Uniform(1.0 / (inputs as f64).sqrt())
+}
+
+/// Uniform within √(6/(inputs + outputs)).
+fn xavier(inputs: usize, outputs: usize) -> Init {
+    Init::Uniform((6.0 / (inputs + outputs) as f64).sqrt())
+}
+
+struct SpecificationList {
+    init: WeightInit,
+    list: Vec<Specification>,
+}
 
 impl SpecificationList {
-    fn push(&mut self, name: &str, shape: &[usize], init: Init) {
-        self.0.push(Specification { name: name.into(), shape: shape.to_vec(), init, trainable: true });
+    fn push(&mut self, name: &str, shape: &[usize], init: Init) -> &mut Specification {
+        self.list.push(Specification::learned(name, shape, init));
+        self.list.last_mut().expect("just pushed")
     }
 
     fn norm(&mut self, name: &str, dim: usize) {
@@ -92,19 +157,17 @@ impl SpecificationList {
     }
 
     fn linear(&mut self, name: &str, inputs: usize, outputs: usize) {
-        self.push(&format!("{name}.weight"), &[outputs, inputs], Init::Normal);
-        self.push(&format!("{name}.bias"), &[outputs], Init::Zeros);
+        self.packed(name, inputs, outputs, 1);
     }
 
-    fn head(&mut self, name: &str, architecture: &Architecture, prototypes: usize) {
-        let (hidden, bottleneck) = (architecture.head_hidden, architecture.head_bottleneck);
-        self.linear(&format!("{name}.mlp.0"), architecture.dim, hidden);
-        self.linear(&format!("{name}.mlp.2"), hidden, hidden);
-        self.linear(&format!("{name}.mlp.4"), hidden, bottleneck);
-        self.push(&format!("{name}.last_layer.weight_g"), &[prototypes, 1], Init::Ones);
-        self.0.last_mut().expect("just pushed").trainable = !architecture.norm_last_layer;
-        let bound = 1.0 / (bottleneck as f64).sqrt();
-        self.push(&format!("{name}.last_layer.weight_v"), &[prototypes, bottleneck], Init::Uniform(bound));
+    /// So many layers of equal size, one below the other.
+    fn packed(&mut self, name: &str, inputs: usize, outputs: usize, layers: usize) {
+        let init = match self.init {
+            WeightInit::Normal => Init::Normal(WEIGHT_STD),
+            WeightInit::Xavier => xavier(inputs, outputs),
+        };
+        self.push(&format!("{name}.weight"), &[layers * outputs, inputs], init);
+        self.push(&format!("{name}.bias"), &[layers * outputs], Init::Zeros);
     }
 }
 
@@ -174,6 +237,8 @@ pub struct Parameter {
     pub tensor: Tensor,
     /// Whether the optimizer changes it.
     pub trainable: bool,
+    /// Whether the teacher has none.
+    pub student_only: bool,
 }
 
 /// All tensors of a network by name.
@@ -187,10 +252,11 @@ impl Parameters {
     /// Fresh weights; each tensor is a pure function of (seed, its name).
     pub fn init(architecture: &Architecture, role: Role, seed: u64, device: &Device) -> Result<Self> {
         let mut tensors = BTreeMap::new();
-        for spec in architecture.specification() {
+        for spec in architecture.tensors_of(role) {
             let values = initial_values(&spec, seed);
             let tensor = Tensor::from_vec(values, spec.shape.as_slice(), device)?;
-            tensors.insert(spec.name, Parameter::new(tensor, role, spec.trainable)?);
+            let parameter = Parameter::new(tensor, role, &spec)?;
+            tensors.insert(spec.name, parameter);
         }
         Ok(Self::from(tensors))
     }
@@ -202,7 +268,7 @@ impl Parameters {
         tensors: &HashMap<String, Tensor>,
         device: &Device,
     ) -> std::result::Result<Self, LoadError> {
-        let specification = architecture.specification();
+        let specification: Vec<_> = architecture.tensors_of(role).collect();
         let expected = specification.len();
         let found = specification.iter().filter(|spec| tensors.contains_key(&spec.name)).count();
         let mut parameters = BTreeMap::new();
@@ -215,7 +281,8 @@ impl Parameters {
                 return Err(LoadError::Shape { name: spec.name, expected: spec.shape, found });
             }
             let tensor = tensor.to_device(device)?.to_dtype(DType::F32)?.contiguous()?.copy()?;
-            parameters.insert(spec.name, Parameter::new(tensor, role, spec.trainable)?);
+            let parameter = Parameter::new(tensor, role, &spec)?;
+            parameters.insert(spec.name, parameter);
         }
         let mut unknown: Vec<_> = tensors.keys().filter(|name| !parameters.contains_key(*name)).collect();
         unknown.sort();
@@ -225,13 +292,14 @@ impl Parameters {
         }
     }
 
-    /// The momentum teacher's first state: a copy, without variables.
+    /// The momentum teacher's first state: a copy of what both networks have, without variables.
     pub fn to_teacher(&self) -> Result<Self> {
         let copy = |(name, parameter): (&String, &Parameter)| {
             let tensor = parameter.tensor.detach().copy()?;
-            Ok((name.clone(), Parameter { tensor, trainable: false }))
+            Ok((name.clone(), Parameter { tensor, trainable: false, student_only: false }))
         };
-        Ok(Self::from(self.tensors.iter().map(copy).collect::<Result<BTreeMap<_, _>>>()?))
+        let shared = self.tensors.iter().filter(|(_, parameter)| !parameter.student_only);
+        Ok(Self::from(shared.map(copy).collect::<Result<BTreeMap<_, _>>>()?))
     }
 
     /// The tensor called `name`.
@@ -296,17 +364,17 @@ impl FromIterator<(String, Tensor)> for Parameters {
     fn from_iter<I: IntoIterator<Item = (String, Tensor)>>(tensors: I) -> Self {
         let wrap = |(name, tensor): (String, Tensor)| {
             let trainable = tensor.is_variable();
-            (name, Parameter { tensor, trainable })
+            (name, Parameter { tensor, trainable, student_only: false })
         };
         Self::from(tensors.into_iter().map(wrap).collect::<BTreeMap<_, _>>())
     }
 }
 
 impl Parameter {
-    fn new(tensor: Tensor, role: Role, trainable: bool) -> Result<Self> {
-        let trainable = trainable && role == Role::Student;
+    fn new(tensor: Tensor, role: Role, spec: &Specification) -> Result<Self> {
+        let trainable = spec.trainable && role == Role::Student;
         let tensor = if trainable { Var::from_tensor(&tensor)?.as_tensor().clone() } else { tensor };
-        Ok(Self { tensor, trainable })
+        Ok(Self { tensor, trainable, student_only: spec.student_only })
     }
 }
 
@@ -317,7 +385,8 @@ fn initial_values(spec: &Specification, seed: u64) -> Vec<f32> {
     match spec.init {
         Init::Zeros => vec![0.0; count],
         Init::Ones => vec![1.0; count],
-        Init::Normal => (0..count).map(|_| (WEIGHT_STD * stream.normal()) as f32).collect(),
+        Init::Normal(deviation) => (0..count).map(|_| (deviation * stream.normal()) as f32).collect(),
         Init::Uniform(bound) => (0..count).map(|_| stream.range(-bound, bound) as f32).collect(),
+        Init::SinCos => sin_cos_positions(spec.shape[1].isqrt(), spec.shape[2]),
     }
 }

@@ -19,7 +19,29 @@ pub enum ResizeRule {
     Size,
 }
 
-/// Learned embeddings of a square grid `[1, base², D]` and their resized versions.
+/// Wavelengths of [`sin_cos_positions`] span 2π to this many times as much.
+const TEMPERATURE: f64 = 1e4;
+
+/// Fixed embeddings of a `side · side` grid, `[side², dim]` row by row (MoCo-v3).
+///
+/// With `w_i = 10⁴^(−i/(D/4))`, the patch of row `y` and column `x` is `[sin y·w | cos y·w | sin x·w | cos x·w]`.
+/// `dim` is a multiple of 4; what is over of another stays 0.
+pub fn sin_cos_positions(side: usize, dim: usize) -> Vec<f32> {
+    let quarter = dim / 4;
+    let mut positions = vec![0f32; side * side * dim];
+    for (patch, out) in positions.chunks_exact_mut(dim.max(1)).enumerate() {
+        for (axis, place) in [patch / side, patch % side].into_iter().enumerate() {
+            for i in 0..quarter {
+                let angle = place as f64 * TEMPERATURE.powf(-(i as f64) / quarter as f64);
+                out[2 * axis * quarter + i] = angle.sin() as f32;
+                out[(2 * axis + 1) * quarter + i] = angle.cos() as f32;
+            }
+        }
+    }
+    positions
+}
+
+/// Embeddings of a square grid `[1, base², D]` and their resized versions.
 pub struct PositionEmbedding {
     embedding: Tensor,
     base: usize,
@@ -138,6 +160,21 @@ mod tests {
         let weights = interpolation(7, 7, ResizeRule::Size);
         for (i, weight) in weights.iter().enumerate() {
             assert!((weight - f64::from(i % 8 == 0)).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn fixed_positions_are_sines_and_cosines_of_row_and_column() {
+        let positions = sin_cos_positions(3, 8);
+        // row 2, column 1: frequencies 1 and 10⁴^(−1/2)
+        let expected = [2.0f64.sin(), 0.02f64.sin(), 2.0f64.cos(), 0.02f64.cos()].into_iter().chain([
+            1.0f64.sin(),
+            0.01f64.sin(),
+            1.0f64.cos(),
+            0.01f64.cos(),
+        ]);
+        for (found, expected) in positions[7 * 8..8 * 8].iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-7, "{found} {expected}");
         }
     }
 

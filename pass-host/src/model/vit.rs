@@ -1,7 +1,7 @@
 //! The backbone: a Vision Transformer without final norm and, as trained here, without class token (SEMANTICS §1).
 //! Backbones of other methods bring prefix tokens (class token, registers), which go before the patches.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, Var};
 
 use super::parameters::Parameters;
 use super::pos_embed::{PositionEmbedding, ResizeRule};
@@ -140,7 +140,12 @@ impl Vit {
             }
         }
         let plan = Plan { heads: self.heads, eps: LAYER_NORM_EPS, groups, scales, recompute: self.recompute };
-        let features = self.ops.transformer(&Tensor::cat(&tokens, 0)?, &self.blocks, &plan, &self.sink)?;
+        let mut tokens = Tensor::cat(&tokens, 0)?;
+        if !tokens.track_op() && self.learns() {
+            // embedded by frozen weights: without a variable here no backward pass would come to the blocks
+            tokens = Var::from_tensor(&tokens)?.into_inner();
+        }
+        let features = self.ops.transformer(&tokens, &self.blocks, &plan, &self.sink)?;
         let mut row = 0;
         let mut by_crop = Vec::with_capacity(crops.len());
         for group in &plan.groups {
@@ -149,6 +154,11 @@ impl Vit {
             row += group.rows();
         }
         Ok(by_crop)
+    }
+
+    /// Whether the blocks are trained.
+    fn learns(&self) -> bool {
+        self.blocks.first().is_some_and(|block| block.qkv[0].track_op())
     }
 
     /// Factors of the residual branches of every block, attention and MLP, one per image.

@@ -1,13 +1,14 @@
 //! Crops through student and teacher to the two losses: the body of a training step.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
-use super::center::Centers;
-use super::loss::{class_pairs, patch_pairs};
+use super::center;
+use super::loss::patch_pairs;
 use super::matching::{self, Matching};
+use super::method::{self, ClassTokens, Context, Figures, ImageMethod, Momentum, State, entry};
 use crate::config::{Aggregation, MatchingSource, PatchCrops, TrainConfig};
+use crate::distributed::Ranks;
 use crate::model::Network;
-use crate::model::head::ProjectionHead;
 use crate::model::vit::CropPatches;
 use crate::ops::{Ops, Positives, Statistics, Targets};
 
@@ -31,10 +32,18 @@ pub struct Crops {
     pub local: Option<CropGroup>,
 }
 
+/// The center of the patch logits in the state.
+pub const PATCH_CENTER: &str = "patch";
+
 /// The numbers of the objective, taken from the configuration once.
-#[derive(Clone, Debug)]
 pub struct Objective {
-    /// Student temperature τ_s.
+    /// The image-level method.
+    method: Box<dyn ImageMethod>,
+    /// Outputs K of the patch head; `None` without the patch objective.
+    patch_prototypes: Option<usize>,
+    /// Momentum of the patch center.
+    center_momentum: f64,
+    /// Student temperature τ_s of the patch objective.
     pub student_temp: f64,
     /// Weight λ of the patch loss.
     pub patch_weight: f64,
@@ -52,6 +61,9 @@ impl Objective {
     /// The objective a configuration asks for.
     pub fn from_config(config: &TrainConfig) -> Self {
         Self {
+            method: method::of_config(config),
+            patch_prototypes: config.patch.enabled.then_some(config.head.patch_prototypes),
+            center_momentum: config.image.center_momentum,
             student_temp: config.image.student_temp,
             patch_weight: config.patch.weight,
             matching: Matching::from_config(&config.patch),
@@ -59,6 +71,30 @@ impl Objective {
             aggregation: config.patch.aggregation,
             patch_crops: config.patch.crops,
         }
+    }
+
+    /// When the teacher follows the student.
+    pub fn momentum(&self) -> Momentum {
+        self.method.momentum()
+    }
+
+    /// The state before the first step: that of the image-level method and the patch center.
+    pub fn initial_state(&self, device: &Device) -> Result<State> {
+        let mut state = self.method.initial_state(device)?;
+        if let Some(prototypes) = self.patch_prototypes {
+            state.insert(PATCH_CENTER.into(), Tensor::zeros(prototypes, DType::F32, device)?);
+        }
+        Ok(state)
+    }
+
+    /// The state after a step that was applied, from what its micro-batches have [seen](Losses::seen).
+    pub fn updated(&self, state: &State, seen: &[&State], ranks: &Ranks) -> Result<State> {
+        let mut after = self.method.updated(state, seen, ranks)?;
+        if state.contains_key(PATCH_CENTER) {
+            let center = center::after_step(state, seen, PATCH_CENTER, self.center_momentum, ranks)?;
+            after.insert(PATCH_CENTER.into(), center);
+        }
+        Ok(after)
     }
 }
 
@@ -70,11 +106,11 @@ pub struct Losses {
     pub image: Tensor,
     /// Patch loss, unweighted.
     pub patch: Option<Tensor>,
-    /// Means of the teacher's outputs, for the centers.
-    pub teacher_mean: Centers,
-    /// Entropy and divergence of the class distributions.
-    pub image_stats: Statistics,
-    /// The same for the patch distributions.
+    /// What the next state is made of.
+    pub seen: State,
+    /// What the log tells of the class loss.
+    pub image_figures: Figures,
+    /// Entropy and divergence of the patch distributions.
     pub patch_stats: Option<Statistics>,
     /// What the log derives more figures from.
     pub monitor: Monitor,
@@ -90,7 +126,7 @@ pub struct Monitor {
 
 /// Outputs of one network for one group of crops, before the projection heads.
 struct Tokens {
-    class: Tensor,           // [crops·B, D]
+    class: Option<Tensor>,   // [crops·B, D]
     patches: Option<Tensor>, // [crops·B·N, D]
 }
 
@@ -100,10 +136,11 @@ impl Objective {
         &self,
         student: &Network,
         teacher: &Network,
-        centers: &Centers,
+        state: &State,
         crops: &Crops,
         teacher_temp: f64,
         ops: Ops,
+        ranks: &Ranks,
     ) -> Result<Losses> {
         let groups: Vec<&CropGroup> = std::iter::once(&crops.global).chain(crops.local.as_ref()).collect();
         let (mut student_tokens, mut teacher_tokens) = (Vec::new(), Vec::new());
@@ -136,7 +173,8 @@ impl Objective {
             } else {
                 None
             };
-            student_tokens.push(student_side(student, student_features, wants_patches)?);
+            let wants_class = index == 0 || self.method.uses_local_crops();
+            student_tokens.push(student_side(student, student_features, [wants_class, wants_patches])?);
             teacher_tokens.push(self.teacher_side(teacher, teacher_features, positives.as_ref(), ops)?);
             if index == 0 {
                 monitor_source = Some((teacher_features.clone(), positives));
@@ -145,40 +183,34 @@ impl Objective {
         let student_tokens = concatenate(student_tokens)?;
         let teacher_tokens = concatenate(teacher_tokens)?;
 
-        let global_rows = crops.batch * crops.global.crops;
-        let (class_targets, class_mean) =
-            class_targets(&teacher.class_head, &teacher_tokens.class, global_rows, ops)?;
-        let local_crops = crops.local.as_ref().map_or(0, |group| group.crops);
-        let (pairs, weight) = class_pairs(crops.batch, crops.global.crops, local_crops);
-        let temperatures = [self.student_temp, teacher_temp];
-        let (image, image_stats) = student.class_head.loss(
-            &student_tokens.class,
-            &Targets {
-                teacher: &class_targets,
-                center: &centers.class,
-                temperatures,
-                pairs: &pairs,
-                weights: weight.into(),
-            },
-        )?;
+        let (Some(student_class), Some(teacher_class)) = (&student_tokens.class, &teacher_tokens.class)
+        else {
+            candle_core::bail!("a batch without crops has no loss");
+        };
+        let class_tokens = ClassTokens {
+            student: student_class,
+            teacher: teacher_class,
+            batch: crops.batch,
+            global_crops: crops.global.crops,
+            local_crops: crops.local.as_ref().map_or(0, |group| group.crops),
+        };
+        let context = Context { student, teacher, state, teacher_temp, ops, ranks };
+        let image = self.method.loss(&class_tokens, &context)?;
+        let mut seen = image.seen;
 
-        let (mut total, mut patch, mut patch_stats) = (image.clone(), None, None);
-        let mut patch_mean = None;
+        let temperatures = [self.student_temp, teacher_temp];
+        let (mut total, mut patch, mut patch_stats) = (image.loss.clone(), None, None);
         let mut patch_targets = None;
-        if let (Some(student_head), Some(teacher_head), Some(center), Some(learned), Some(target)) = (
-            &student.patch_head,
-            &teacher.patch_head,
-            &centers.patch,
-            &student_tokens.patches,
-            &teacher_tokens.patches,
-        ) {
+        if let (Some(student_head), Some(teacher_head), Some(learned), Some(target)) =
+            (&student.patch_head, &teacher.patch_head, &student_tokens.patches, &teacher_tokens.patches)
+        {
             let targets = teacher_head.forward(target)?; // [Σ crops·B·N, K]
             let (pairs, weights) = patch_pairs(crops.batch, &patch_groups);
             let (loss, stats) = student_head.loss(
                 learned,
                 &Targets {
                     teacher: &targets,
-                    center,
+                    center: entry(state, PATCH_CENTER)?,
                     temperatures,
                     pairs: &pairs,
                     weights: weights.as_slice().into(),
@@ -187,7 +219,7 @@ impl Objective {
             total = (total + (&loss * self.patch_weight)?)?;
             patch = Some(loss);
             patch_stats = Some(stats);
-            patch_mean = Some(ops.mean_rows(&targets)?);
+            seen.insert(PATCH_CENTER.into(), ops.mean_rows(&targets)?);
             patch_targets = Some(targets);
         }
         let Some((features, positives)) = monitor_source else {
@@ -202,10 +234,10 @@ impl Objective {
         };
         Ok(Losses {
             total,
-            image,
+            image: image.loss,
             patch,
-            teacher_mean: Centers { class: class_mean, patch: patch_mean },
-            image_stats,
+            seen,
+            image_figures: image.figures,
             patch_stats,
             monitor: Monitor { features, patch: patch_monitor },
         })
@@ -226,38 +258,30 @@ impl Objective {
             (None, Some(positives)) => Some(ops.gather_mean(features, positives)?),
             (None, None) => None,
         };
-        normalized(teacher, &aggregated.class, patches.as_ref())
+        normalized(teacher, Some(&aggregated.class), patches.as_ref())
     }
 }
 
-/// Class logits of the teacher's first `targets` rows, and the mean of the logits of all rows: those of the local crops
-/// are wanted for the center alone, and logits are linear in the unit vectors (SEMANTICS §12).
-fn class_targets(
-    head: &ProjectionHead,
-    tokens: &Tensor,
-    targets: usize,
-    ops: Ops,
-) -> Result<(Tensor, Tensor)> {
-    let unit = head.unit(tokens)?;
-    let mean = head.unit_logits(&ops.mean_rows(&unit)?.unsqueeze(0)?)?;
-    Ok((head.unit_logits(&unit.narrow(0, 0, targets)?)?, mean.squeeze(0)?))
-}
-
 /// Student: the class token over all patches; its patch tokens are the features themselves.
-fn student_side(student: &Network, features: &Tensor, wants_patches: bool) -> Result<Tokens> {
-    let aggregated = student.aggregation.forward(features, None)?;
-    normalized(student, &aggregated.class, wants_patches.then_some(features))
+fn student_side(
+    student: &Network,
+    features: &Tensor,
+    [wants_class, wants_patches]: [bool; 2],
+) -> Result<Tokens> {
+    let aggregated = wants_class.then(|| student.aggregation.forward(features, None)).transpose()?;
+    let class = aggregated.as_ref().map(|aggregated| &aggregated.class);
+    normalized(student, class, wants_patches.then_some(features))
 }
 
-fn normalized(network: &Network, class: &Tensor, patches: Option<&Tensor>) -> Result<Tokens> {
+fn normalized(network: &Network, class: Option<&Tensor>, patches: Option<&Tensor>) -> Result<Tokens> {
     let rows = |tokens: &Tensor| network.aggregation.normalize(tokens)?.flatten(0, 1);
-    Ok(Tokens { class: rows(class)?, patches: patches.map(rows).transpose()? })
+    Ok(Tokens { class: class.map(rows).transpose()?, patches: patches.map(rows).transpose()? })
 }
 
 /// Rows of all groups, one after the other, so that each head runs once.
 fn concatenate(groups: Vec<Tokens>) -> Result<Tokens> {
-    let class: Vec<_> = groups.iter().map(|group| &group.class).collect();
+    let class: Vec<_> = groups.iter().filter_map(|group| group.class.as_ref()).collect();
     let patches: Vec<_> = groups.iter().filter_map(|group| group.patches.as_ref()).collect();
-    let patches = if patches.is_empty() { None } else { Some(Tensor::cat(&patches, 0)?) };
-    Ok(Tokens { class: Tensor::cat(&class, 0)?, patches })
+    let joined = |rows: Vec<&Tensor>| (!rows.is_empty()).then(|| Tensor::cat(&rows, 0)).transpose();
+    Ok(Tokens { class: joined(class)?, patches: joined(patches)? })
 }

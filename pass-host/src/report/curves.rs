@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::log::Log;
-use crate::config::TrainConfig;
+use crate::config::{ImageMethod, TrainConfig};
 use crate::model::Architecture;
 
 /// Everything the script of the page draws.
@@ -53,7 +53,7 @@ struct Plan {
 const SCHEDULES: [&str; 4] = ["lr", "weight_decay", "momentum", "teacher_temp"];
 
 /// The charts in the order of the page. Keys that are in none get one of their own behind them.
-const PLANS: [Plan; 12] = [
+const PLANS: [Plan; 13] = [
     Plan {
         title: "Loss",
         about: "nats; dashed: ln K, the loss of a blind guess",
@@ -78,6 +78,11 @@ const PLANS: [Plan; 12] = [
         title: "Agreement of the positives",
         about: "share of positives with the prototype of their patch",
         keys: &[("positives_agreement", "agreement")],
+    },
+    Plan {
+        title: "Accuracy of the contrast",
+        about: "share of the images whose own key is nearest to their query",
+        keys: &[("contrast_accuracy", "accuracy")],
     },
     Plan { title: "Gradient", about: "norm before clipping", keys: &[("grad_norm", "norm")] },
     Plan { title: "Learning rate", about: "", keys: &[("lr", "rate")] },
@@ -137,6 +142,10 @@ pub fn data(log: &Log, config: Option<&TrainConfig>) -> Data {
 fn references(key: &str, config: &TrainConfig) -> Vec<(String, f64)> {
     let ln_k = |prototypes: usize| vec![(format!("ln {prototypes}"), (prototypes as f64).ln())];
     match key {
+        "loss_image" if config.image.method != ImageMethod::Dino => {
+            let chance = config.chance_losses(f64::NAN).image;
+            if chance.is_nan() { Vec::new() } else { vec![("chance".into(), chance)] }
+        }
         "loss_image" | "teacher_entropy_image" => ln_k(config.head.class_prototypes),
         "loss_patch" | "teacher_entropy_patch" => ln_k(config.head.patch_prototypes),
         "feature_std" => {

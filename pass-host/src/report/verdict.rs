@@ -147,17 +147,15 @@ fn good(text: impl Into<String>) -> Finding {
 /// The figures of log step `index`; a figure that is missing is NaN and shows no sign.
 fn vitals(log: &Log, config: &TrainConfig, index: usize) -> Vitals {
     let at = |key: &str| log.at(key, index).unwrap_or(f64::NAN);
-    let term = |loss: &str, entropy: &str, prototypes: usize| TermVitals {
+    let term = |loss: &str, entropy: &str, chance: f64| TermVitals {
         loss: at(loss),
         teacher_entropy: at(entropy),
-        ln_k: (prototypes as f64).ln(),
+        chance,
     };
+    let chance = config.chance_losses(f64::NAN);
     Vitals {
-        image: term("loss_image", "teacher_entropy_image", config.head.class_prototypes),
-        patch: config
-            .patch
-            .enabled
-            .then(|| term("loss_patch", "teacher_entropy_patch", config.head.patch_prototypes)),
+        image: term("loss_image", "teacher_entropy_image", chance.image),
+        patch: config.patch.enabled.then(|| term("loss_patch", "teacher_entropy_patch", chance.patch)),
         feature_std: at("feature_std"),
         dim: Architecture::from_config(config).dim,
     }
@@ -176,18 +174,14 @@ fn lasting_signs(log: &Log, config: &TrainConfig) -> Vec<(Sign, u64)> {
 
 /// Where each loss stands between its start, ln K and the teacher's entropy.
 fn losses(log: &Log, config: &TrainConfig, lasting: &[(Sign, u64)]) -> Vec<Finding> {
+    let chance = config.chance_losses(f64::NAN);
+    let name = if chance.image_is_ln_k { "ln K" } else { "chance" };
     let terms = [
-        (Term::Image, "loss_image", "teacher_entropy_image", config.head.class_prototypes, true),
-        (
-            Term::Patch,
-            "loss_patch",
-            "teacher_entropy_patch",
-            config.head.patch_prototypes,
-            config.patch.enabled,
-        ),
+        (Term::Image, "loss_image", "teacher_entropy_image", (name, chance.image), true),
+        (Term::Patch, "loss_patch", "teacher_entropy_patch", ("ln K", chance.patch), config.patch.enabled),
     ];
     let mut findings = Vec::new();
-    for (term, loss, entropy, prototypes, present) in terms {
+    for (term, loss, entropy, (name, chance), present) in terms {
         let flagged = lasting.iter().any(|(sign, _)| {
             [Sign::FlatLoss(term), Sign::UniformTeacher(term), Sign::OneHotTeacher(term)].contains(sign)
         });
@@ -195,21 +189,27 @@ fn losses(log: &Log, config: &TrainConfig, lasting: &[(Sign, u64)]) -> Vec<Findi
         else {
             continue;
         };
-        let ln_k = (prototypes as f64).ln();
+        if chance.is_nan() {
+            // it depends on the images of a step of all ranks, which the configuration does not tell
+            let text = format!("The {term} loss is {now:.3} (at first {first:.3}).");
+            findings.push(if now < first { good(text) } else { note(text) });
+            continue;
+        }
         let mut text = format!(
-            "The {term} loss is {now:.3} (at first {first:.3}; ln K = {ln_k:.3} would be a blind guess)."
+            "The {term} loss is {now:.3} (at first {first:.3}; {name} = {chance:.3} would be a blind guess)."
         );
         if let Some(entropy) = log.last(entropy) {
             text += &format!(
                 " The teacher's entropy is {:.0} % of ln K: 0 % would be one prototype for everything, 100 % all prototypes alike.",
-                100.0 * entropy / ln_k
+                100.0 * entropy / chance
             );
         }
-        let moved = (now - ln_k).abs() > MOVED * ln_k;
+        let moved = (now - chance).abs() > MOVED * chance;
         if moved {
             findings.push(good(text));
         } else {
-            findings.push(note(text + " It has not left ln K yet; that is normal during warm-up."));
+            findings
+                .push(note(text + &format!(" It has not left {name} yet; that is normal during warm-up.")));
         }
     }
     findings

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Distance from ln K below which a loss counts as stuck there.
+/// Distance from the loss of a blind guess (ln K) below which a loss counts as stuck there.
 const FLAT_LOSS: f64 = 1e-3;
 /// Share of ln K: a teacher entropy above `1 - UNIFORM` of it is uniform, below `UNIFORM` of it is a single prototype.
 const UNIFORM: f64 = 1e-3;
@@ -34,7 +34,7 @@ impl fmt::Display for Term {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sign {
-    /// The loss sits at ln K.
+    /// The loss sits at that of a blind guess (ln K).
     FlatLoss(Term),
     /// The teacher's distribution is uniform.
     UniformTeacher(Term),
@@ -86,7 +86,7 @@ impl Sign {
 /// The figures that are watched; all natural logarithms.
 #[derive(Clone, Copy, Debug)]
 pub struct Vitals {
-    /// Class loss, teacher entropy and ln K.
+    /// Class loss, teacher entropy and the loss of a blind guess.
     pub image: TermVitals,
     /// The same of the patch objective.
     pub patch: Option<TermVitals>,
@@ -101,10 +101,10 @@ pub struct Vitals {
 pub struct TermVitals {
     /// Loss.
     pub loss: f64,
-    /// Mean entropy of the teacher's distributions.
+    /// Mean entropy of the teacher's distributions; NaN where there are none.
     pub teacher_entropy: f64,
-    /// ln K.
-    pub ln_k: f64,
+    /// Loss of networks that tell nothing apart: ln K over K prototypes.
+    pub chance: f64,
 }
 
 /// A sign that lasted.
@@ -146,13 +146,13 @@ pub(crate) fn signs(vitals: &Vitals) -> Vec<Sign> {
     for (term, figures) in
         terms.into_iter().filter_map(|(term, figures)| figures.map(|figures| (term, figures)))
     {
-        if (figures.loss - figures.ln_k).abs() < FLAT_LOSS {
+        if (figures.loss - figures.chance).abs() < FLAT_LOSS {
             signs.push(Sign::FlatLoss(term));
         }
-        if figures.teacher_entropy > (1.0 - UNIFORM) * figures.ln_k {
+        if figures.teacher_entropy > (1.0 - UNIFORM) * figures.chance {
             signs.push(Sign::UniformTeacher(term));
         }
-        if figures.teacher_entropy < UNIFORM * figures.ln_k {
+        if figures.teacher_entropy < UNIFORM * figures.chance {
             signs.push(Sign::OneHotTeacher(term));
         }
     }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     fn healthy() -> Vitals {
-        let term = TermVitals { loss: 6.0, teacher_entropy: 4.0, ln_k: 8.3 };
+        let term = TermVitals { loss: 6.0, teacher_entropy: 4.0, chance: 8.3 };
         Vitals { image: term, patch: Some(term), feature_std: 0.05, dim: 192 }
     }
 

@@ -48,6 +48,7 @@ impl Schedules {
             lr: self.lr.at(step),
             weight_decay: self.weight_decay.at(step),
             momentum: self.momentum.at(step),
+            next_momentum: self.momentum.at(step + 1),
             teacher_temp: self.teacher_temp.at(step / self.steps_per_epoch.max(1)),
             train_last_layer: step >= self.freeze_last_layer_steps,
         }

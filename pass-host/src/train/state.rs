@@ -15,7 +15,7 @@ use crate::config::TrainConfig;
 use crate::distributed::{DistributedError, Ranks};
 use crate::model::Architecture;
 use crate::model::parameters::{LoadError, Parameters, Role};
-use crate::objective::center::Centers;
+use crate::objective::forward::Objective;
 use crate::optimizer::Optimizer;
 
 /// `state.json`: everything of a run that is not a tensor.
@@ -85,19 +85,17 @@ impl RestoreError {
     }
 }
 
-/// Names of the tensor files of a checkpoint.
+/// Names of the tensor files of a checkpoint. `centers` is the state of the objective: centers, queues and their pointer.
 pub const PARTS: [&str; 4] = ["student", "teacher", "optimizer", "centers"];
 
 impl Trainer {
     /// The tensors of a checkpoint, in the order of [`PARTS`].
     pub fn to_parts(&self) -> [Vec<(String, Tensor)>; 4] {
-        let mut centers = vec![("class".to_string(), self.centers.class.clone())];
-        centers.extend(self.centers.patch.clone().map(|patch| ("patch".to_string(), patch)));
         [
             self.student.parameters.to_tensors(),
             self.teacher.parameters.to_tensors(),
             self.optimizer.to_tensors(),
-            centers,
+            self.state.clone().into_iter().collect(),
         ]
     }
 
@@ -158,24 +156,23 @@ impl Trainer {
         let mut stored = part(PARTS[3])?;
         let rest = || -> candle_core::Result<Self> {
             let optimizer = Optimizer::restore(&config.optim, &student, moments, config.ops.into(), device)?;
-            let mut centers = Centers::new(&architecture, device)?;
-            let mut fill = |name: &str, center: &mut Tensor| match stored.remove(name) {
-                Some(tensor) if tensor.dims() == center.dims() => {
-                    *center = tensor;
-                    Ok(())
+            let mut state = Objective::from_config(config).initial_state(device)?;
+            for (name, own) in &mut state {
+                let Some(tensor) = stored.remove(name) else {
+                    candle_core::bail!("state of the objective: `{name}` is missing");
+                };
+                if tensor.dims() != own.dims() || tensor.dtype() != own.dtype() {
+                    candle_core::bail!(
+                        "state of the objective: `{name}`: expected {:?} in {:?}, found {:?} in {:?}",
+                        own.dims(),
+                        own.dtype(),
+                        tensor.dims(),
+                        tensor.dtype()
+                    );
                 }
-                Some(tensor) => candle_core::bail!(
-                    "center `{name}`: expected {:?}, found {:?}",
-                    center.dims(),
-                    tensor.dims()
-                ),
-                None => candle_core::bail!("center `{name}` is missing"),
-            };
-            fill("class", &mut centers.class)?;
-            if let Some(patch) = &mut centers.patch {
-                fill("patch", patch)?;
+                *own = tensor.to_device(own.device())?;
             }
-            Self::assemble(config, &architecture, student, teacher, centers, optimizer)
+            Self::assemble(config, &architecture, student, teacher, state, optimizer)
         };
         rest().map_err(|error| RestoreError::Tensors { origin: source.into(), source: error })
     }

@@ -10,10 +10,10 @@ use crate::distributed::reducer::{BUCKET_BYTES, Receive, handed_over};
 use crate::distributed::{Buckets, Ranks, Reducer};
 use crate::model::parameters::{Parameter, Parameters, Role};
 use crate::model::{Architecture, Network};
-use crate::objective::center::Centers;
 use crate::objective::forward::{Crops, Losses, Monitor, Objective};
+use crate::objective::method::{Figures, Momentum, State};
 use crate::ops::{GradientSink, Ops, Statistics, Stats};
-use crate::optimizer::{Gradients, Optimizer, StepSize};
+use crate::optimizer::{Gradients, Optimizer, StepSize, global_norm};
 
 /// What the schedules say about one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,26 +24,27 @@ pub struct Schedule {
     pub weight_decay: f64,
     /// Momentum of the teacher.
     pub momentum: f64,
+    /// That of the next step, for methods whose teacher follows before the next step's keys.
+    pub next_momentum: f64,
     /// Temperature of the teacher.
     pub teacher_temp: f64,
     /// Whether the last layers of the heads are learned yet.
     pub train_last_layer: bool,
 }
 
-/// Student, teacher, centers and optimizer: everything a step changes.
+/// Student, teacher, state of the objective and optimizer: everything a step changes.
 pub struct Trainer {
     /// Learns by gradient.
     pub student: Network,
     /// Follows the student by momentum.
     pub teacher: Network,
-    /// Centers of the teacher's outputs.
-    pub centers: Centers,
+    /// What the objective carries from step to step: centers, queues.
+    pub state: State,
     /// AdamW with its moments.
     pub optimizer: Optimizer,
     architecture: Architecture,
     recompute: bool,
     objective: Objective,
-    center_momentum: f64,
     ops: Ops,
     ranks: Ranks,
     buckets: Arc<Buckets>,
@@ -59,9 +60,11 @@ pub struct StepReport {
     pub loss_patch: Option<f64>,
     /// L2 norm of all gradients together, before clipping.
     pub grad_norm: f64,
-    /// Entropy and divergence of the class distributions.
-    pub image_stats: Stats,
-    /// The same for the patch distributions.
+    /// Entropy and divergence of the class distributions, for methods that have some.
+    pub image_stats: Option<Stats>,
+    /// Share of the queries whose own key is the nearest, for contrastive methods.
+    pub contrast_accuracy: Option<f64>,
+    /// Entropy and divergence of the patch distributions.
     pub patch_stats: Option<Stats>,
     /// Teacher outputs of the last micro-batch of this rank.
     pub monitor: Monitor,
@@ -81,9 +84,9 @@ impl Trainer {
     pub fn new(config: &TrainConfig, student: Parameters, device: &Device) -> Result<Self> {
         let teacher = student.to_teacher()?;
         let architecture = Architecture::from_config(config);
-        let centers = Centers::new(&architecture, device)?;
+        let state = Objective::from_config(config).initial_state(device)?;
         let optimizer = Optimizer::new(&config.optim, &student, Ops::from(config.ops))?;
-        Self::assemble(config, &architecture, student, teacher, centers, optimizer)
+        Self::assemble(config, &architecture, student, teacher, state, optimizer)
     }
 
     /// A run from its saved parts.
@@ -92,7 +95,7 @@ impl Trainer {
         architecture: &Architecture,
         student: Parameters,
         teacher: Parameters,
-        centers: Centers,
+        state: State,
         optimizer: Optimizer,
     ) -> Result<Self> {
         let ops = Ops::from(config.ops);
@@ -101,12 +104,11 @@ impl Trainer {
         Ok(Self {
             student,
             teacher: Network::new(architecture, teacher, ops)?,
-            centers,
+            state,
             optimizer,
             architecture: architecture.clone(),
             recompute: config.recompute,
             objective: Objective::from_config(config),
-            center_momentum: config.image.center_momentum,
             ops,
             ranks: Ranks::single(),
             buckets: Arc::default(),
@@ -129,7 +131,8 @@ impl Trainer {
     }
 
     fn losses_of(&self, student: &Network, crops: &Crops, teacher_temp: f64) -> Result<Losses> {
-        self.objective.losses(student, &self.teacher, &self.centers, crops, teacher_temp, self.ops)
+        let (teacher, state) = (&self.teacher, &self.state);
+        self.objective.losses(student, teacher, state, crops, teacher_temp, self.ops, &self.ranks)
     }
 
     /// Gradients of a scalar with respect to every trained tensor.
@@ -208,8 +211,9 @@ impl Trainer {
     ) -> Result<std::result::Result<StepReport, NonFinite>> {
         let share = 1.0 / (micro_batches.len() * self.ranks.size()) as f64;
         let mut gradients: Option<Gradients> = None;
-        let mut teacher_means = Vec::with_capacity(micro_batches.len());
+        let mut seen = Vec::with_capacity(micro_batches.len());
         let (mut scalars, mut monitor) = (Vec::with_capacity(micro_batches.len() + 1), None);
+        let mut contrasts = false;
         for (index, crops) in micro_batches.iter().enumerate() {
             let sends = self.ranks.several() && index + 1 == micro_batches.len();
             if sends && self.buckets.is_empty() {
@@ -221,6 +225,7 @@ impl Trainer {
             let student = sending.as_ref().unwrap_or(&self.student);
             let losses = self.losses_of(student, crops, schedule.teacher_temp)?;
             scalars.push(losses.scalars()?);
+            contrasts = matches!(losses.image_figures, Figures::Accuracy(_));
             let scaled = if share == 1.0 { losses.total } else { (losses.total * share)? };
             gradients = Some(match (reducer, gradients.take()) {
                 (Some(reducer), _) => {
@@ -230,7 +235,7 @@ impl Trainer {
                 (None, None) => self.gradients(&scaled)?,
                 (None, Some(sum)) => add(sum, &self.gradients(&scaled)?)?,
             });
-            teacher_means.push(losses.teacher_mean);
+            seen.push(losses.seen);
             monitor = Some(losses.monitor);
         }
         let (Some(monitor), Some(gradients)) = (monitor, gradients) else {
@@ -245,7 +250,8 @@ impl Trainer {
         for numbers in losses.chunks_exact(losses.len() / micro_batches.len()) {
             sums.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number * share);
         }
-        let mut report = StepReport::new(self.ranks.sum(sums)?, self.student.patch_head.is_some(), monitor);
+        let with_patches = self.student.patch_head.is_some();
+        let mut report = StepReport::new(self.ranks.sum(sums)?, contrasts, with_patches, monitor);
         if let Some(fault) = report.not_finite() {
             return Ok(Err(fault));
         }
@@ -253,13 +259,16 @@ impl Trainer {
         if let Some((name, norm)) = norms.iter().find(|(_, norm)| !norm.is_finite()) {
             return Ok(Err(NonFinite { term: format!("gradient of {name}"), value: *norm }));
         }
-        report.grad_norm = norms.values().map(|norm| norm * norm).sum::<f64>().sqrt();
-        let teacher_mean = mean_over_all(Centers::mean(&teacher_means)?, &self.ranks)?;
-        self.centers = self.centers.updated(&teacher_mean, self.center_momentum)?;
+        report.grad_norm = global_norm(&norms);
+        let seen: Vec<&State> = seen.iter().collect();
+        self.state = self.objective.updated(&self.state, &seen, &self.ranks)?;
         let size = StepSize {
             lr: schedule.lr,
             weight_decay: schedule.weight_decay,
-            momentum: schedule.momentum,
+            momentum: match self.objective.momentum() {
+                Momentum::AfterUpdate => schedule.momentum,
+                Momentum::BeforeKeys => schedule.next_momentum,
+            },
             train_last_layer: schedule.train_last_layer,
         };
         self.optimizer.step(&self.student.parameters, &self.teacher.parameters, &gradients, &norms, &size)?;
@@ -272,14 +281,15 @@ const SCALARS: usize = 7;
 
 impl StepReport {
     /// From the mean of [`Losses::scalars`] over all micro-batches.
-    fn new(scalars: [f64; SCALARS], with_patches: bool, monitor: Monitor) -> Self {
-        let [loss, loss_image, image_entropy, image_kl, loss_patch, patch_entropy, patch_kl] = scalars;
+    fn new(scalars: [f64; SCALARS], contrasts: bool, with_patches: bool, monitor: Monitor) -> Self {
+        let [loss, loss_image, entropy_or_accuracy, kl, loss_patch, patch_entropy, patch_kl] = scalars;
         Self {
             loss,
             loss_image,
             loss_patch: with_patches.then_some(loss_patch),
             grad_norm: 0.0,
-            image_stats: Stats { teacher_entropy: image_entropy, kl: image_kl },
+            image_stats: (!contrasts).then_some(Stats { teacher_entropy: entropy_or_accuracy, kl }),
+            contrast_accuracy: contrasts.then_some(entropy_or_accuracy),
             patch_stats: with_patches.then_some(Stats { teacher_entropy: patch_entropy, kl: patch_kl }),
             monitor,
         }
@@ -297,23 +307,22 @@ impl StepReport {
 }
 
 impl Losses {
-    /// Total, class loss, its entropy and divergence, and with a patch objective patch loss, its entropy and divergence:
-    /// `[4]` or `[7]` in `f64`, where they were computed.
+    /// Total, class loss, its entropy and divergence (or accuracy and 0), and with a patch objective patch loss, its entropy
+    /// and divergence: `[4]` or `[7]` in `f64`, where they were computed.
     fn scalars(&self) -> Result<Tensor> {
         let device = self.total.device();
         let loss = |loss: &Tensor| loss.detach().to_dtype(DType::F64)?.reshape(1);
         let stats = |stats: &Statistics| stats.on_device().to_device(device);
-        let mut scalars = vec![loss(&self.total)?, loss(&self.image)?, stats(&self.image_stats)?];
+        let figures = match &self.image_figures {
+            Figures::Distributions(statistics) => stats(statistics)?,
+            Figures::Accuracy(accuracy) => loss(accuracy)?.pad_with_zeros(0, 0, 1)?,
+        };
+        let mut scalars = vec![loss(&self.total)?, loss(&self.image)?, figures];
         if let (Some(patch), Some(patch_stats)) = (&self.patch, &self.patch_stats) {
             scalars.extend([loss(patch)?, stats(patch_stats)?]);
         }
         Tensor::cat(&scalars, 0)
     }
-}
-
-fn mean_over_all(mean: Centers, ranks: &Ranks) -> Result<Centers> {
-    let patch = mean.patch.map(|patch| ranks.mean(patch)).transpose()?;
-    Ok(Centers { class: ranks.mean(mean.class)?, patch })
 }
 
 fn add(mut sum: Gradients, more: &Gradients) -> Result<Gradients> {

@@ -2,7 +2,6 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use crate::objective::center::Centers;
 use crate::objective::forward::Monitor;
 use crate::ops::Ops;
 
@@ -24,10 +23,10 @@ pub fn feature_std(moments: &Tensor) -> Result<f64> {
 
 /// How many (patch, positive) pairs of the global crops the teacher assigns to the same prototype, and how many there are.
 ///
-/// A patch's prototype is the largest of its centered logits. The share is about 1/K by chance; 1 means that every patch
+/// A patch's prototype is the largest of its logits less `center`. The share is about 1/K by chance; 1 means that every patch
 /// has the prototype of its positives. `None` without a patch objective.
-pub fn positives_agreement(monitor: &Monitor, centers: &Centers) -> Result<Option<[f64; 2]>> {
-    let (Some((positives, logits)), Some(center)) = (&monitor.patch, &centers.patch) else {
+pub fn positives_agreement(monitor: &Monitor, center: Option<&Tensor>) -> Result<Option<[f64; 2]>> {
+    let (Some((positives, logits)), Some(center)) = (&monitor.patch, center) else {
         return Ok(None);
     };
     let positives = positives.to_host()?;

@@ -17,19 +17,7 @@ use crate::random::{Purpose, Stream};
 
 /// Untrained weights of a tiny network with patches of 4 pixels.
 fn weights(folder: &Path) -> String {
-    let architecture = Architecture {
-        dim: 16,
-        depth: 4,
-        heads: 2,
-        patch_size: 4,
-        grid: 4,
-        drop_path: 0.0,
-        head_hidden: 8,
-        head_bottleneck: 4,
-        class_prototypes: 4,
-        patch_prototypes: None,
-        norm_last_layer: true,
-    };
+    let architecture = Architecture::backbone_only(16, 4, 2, 4, 4);
     let parameters = Parameters::init(&architecture, Role::Teacher, 1, &Device::Cpu).unwrap();
     let kept = parameters
         .to_tensors()
