@@ -35,9 +35,24 @@ fn settings(root: &Path) -> LoaderSettings {
     }
 }
 
-fn take(settings: LoaderSettings, count: usize) -> Vec<Batch> {
+/// A batch whose crops were made by the workers.
+#[derive(Clone, Debug, PartialEq)]
+struct Made {
+    start: u64,
+    epoch: u64,
+    images: Vec<u64>,
+    global: Vec<f32>,
+    local: Vec<f32>,
+}
+
+fn take(settings: LoaderSettings, count: usize) -> Vec<Made> {
     let mut loader = Loader::start(settings).unwrap();
-    (0..count).map(|_| loader.next().unwrap()).collect()
+    let next = |_| {
+        let Batch { start, epoch, images, views } = loader.next().unwrap();
+        let Views::Crops { global, local } = views else { panic!("no device takes them") };
+        Made { start, epoch, images, global, local }
+    };
+    (0..count).map(next).collect()
 }
 
 #[test]
@@ -230,6 +245,9 @@ fn settings_that_cannot_work_are_refused() {
     assert!(error.hint().unwrap().contains("at most 3"));
     let zero = Loader::start(LoaderSettings { batch: 0, ..settings(dir.path()) }).unwrap_err();
     assert!(matches!(zero, DataError::Setting { field: "batch", .. }));
+    let augment = AugmentConfig { device: AugmentDevice::Gpu, ..AugmentConfig::default() };
+    let gpu = Loader::start(LoaderSettings { batch: 2, augment, ..settings(dir.path()) }).unwrap_err();
+    assert!(matches!(gpu, DataError::Setting { field: "augment.device", .. }));
 }
 
 #[test]
