@@ -262,3 +262,43 @@ fn dropping_a_loader_ends_its_threads() {
     drop(loader);
     assert_eq!(Arc::strong_count(&index), 1, "no thread holds the index any more");
 }
+
+/// The emulator stands for the device: workers, batches sent ahead and kernels together give the crops of the workers.
+#[cfg(feature = "_emulator")]
+#[test]
+fn batches_on_a_device_are_those_of_the_processor() {
+    use crate::ops::Uploader;
+    use candle_core::{DType, Device};
+
+    let dir = tempfile::tempdir().unwrap();
+    pictures(dir.path(), 13);
+    // too large to be sent
+    image::RgbImage::from_fn(120, 90, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]))
+        .save(dir.path().join("large.png"))
+        .unwrap();
+    fs::write(dir.path().join("003.png"), b"no picture").unwrap();
+    let base = LoaderSettings { max_bad: 1.0, ..settings(dir.path()) };
+    let expected = take(base.clone(), 7);
+    for device in [AugmentDevice::Cpu, AugmentDevice::Gpu] {
+        let augment = AugmentConfig { device, ..base.augment.clone() };
+        let settings = LoaderSettings { augment: augment.clone(), workers: 3, ..base.clone() };
+        let uploader = Uploader::new(&Device::Cpu).unwrap();
+        let mut loader = Loader::uploading(settings, uploader).unwrap();
+        for expected in &expected {
+            let Batch { start, epoch, images, views } = loader.next().unwrap();
+            let Views::Uploaded(upload) = views else { panic!("the device has the pixels") };
+            let crops = |crops, size| {
+                let crops = upload.crops(crops, &(0..4), size, &augment, DType::F32).unwrap();
+                crops.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let made = Made { start, epoch, images, global: crops(0..2, 16), local: crops(2..4, 8) };
+            assert!(made == *expected, "batch at {start}, crops by {device:?}");
+        }
+        assert_eq!(loader.take_found().len(), 1, "the bad image is known here too");
+        assert!(loader.data_wait().total > 0.0);
+        // ends its threads while two more batches are ready and one is held
+        let held = loader.next().unwrap();
+        drop(loader);
+        drop(held);
+    }
+}
