@@ -172,6 +172,7 @@ impl Layout {
 mod lane {
     use std::sync::Arc;
 
+    use candle_core::backend::BackendDevice;
     use candle_core::cuda_backend::WrapErr;
     use candle_core::cuda_backend::cudarc::driver::{
         CudaEvent, CudaStream, PinnedHostSlice, result::memcpy_htod_async,
