@@ -139,8 +139,9 @@ check_cuda() { # compiles with CUDA on a machine that has none, and starts there
   done
 }
 
-check_cuda-kernels() { # every CUDA kernel on the processor: operations, golden set, training steps; needs g++
-  cargo test -p pass-host --features _emulator --locked --lib ops::
+check_cuda-kernels() { # every CUDA kernel on the processor: operations, crops, golden set, training steps; needs g++
+  cargo test -p pass-host --features _emulator --locked --lib -- ops:: data::loader
+  cargo test -p pass-host --features _emulator --locked --test resume crops_of_the_device
   cargo test -p pass-tests --features _emulator --locked --test golden_host --test trainer
 }
 

@@ -6,20 +6,22 @@
 #   BIN      pass-host built with CUDA
 #   PYTHON   a Python with torch
 #   SHARD    images for the loader, as `pass-host pack` writes them
-#   OUT      folder for the results: one JSON a measurement, result.json, table.md
+#   OUT      folder for the results: one JSON a measurement, result.json, table.md; metrics and report of the long run
 #   TEST     prebuilt test programs (golden, operations); each is run, its output kept
 #
 # Doubles the batch until memory or time ends, for pass, PyTorch and PyTorch compiled; then times all three at the largest
-# batch that pass and compiled PyTorch share, round by round, and pass once more with images from the shard.
+# batch that pass and compiled PyTorch share, round by round, and pass once more with images from the shard, with crops by the
+# processor and by the GPU. Then pass trains for some minutes from the shard, as fast as the better of these two.
 #
 # Environment, with defaults:
 #   DEVICE=cuda PRECISION=bf16 ARCH=vit_small CLASS_PROTOTYPES=65536 PATCH_PROTOTYPES=4096
 #   FIRST_BATCH=32 LAST_BATCH=1024   where the doubling begins and ends
 #   ROUNDS=3 STEPS=10 WARMUP=3       rounds, steps timed and not timed in each
 #   LIMIT=240                        seconds a measurement may take
+#   MINUTES=25                       of the training run; 0 = none
 #   THREADS=<all>                    compute threads of the host
 # On the CPU, to try it: DEVICE=cpu PRECISION=f32 ARCH=vit_tiny CLASS_PROTOTYPES=256 PATCH_PROTOTYPES=256 FIRST_BATCH=1
-#   LAST_BATCH=2 ROUNDS=1 STEPS=1 WARMUP=1
+#   LAST_BATCH=2 ROUNDS=1 STEPS=1 WARMUP=1 MINUTES=1
 set -euo pipefail
 
 [ $# -ge 4 ] || { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2; }
@@ -28,9 +30,9 @@ shift 4
 HERE=$(cd "$(dirname "$0")" && pwd)
 : "${DEVICE:=cuda}" "${PRECISION:=bf16}" "${ARCH:=vit_small}" "${CLASS_PROTOTYPES:=65536}" "${PATCH_PROTOTYPES:=4096}"
 : "${FIRST_BATCH:=32}" "${LAST_BATCH:=1024}" "${ROUNDS:=3}" "${STEPS:=10}" "${WARMUP:=3}" "${LIMIT:=240}"
-: "${THREADS:=$(nproc)}"
+: "${THREADS:=$(nproc)}" "${MINUTES:=25}"
 mkdir -p "$OUT"
-rm -f "$OUT"/*.json "$OUT"/*.log "$OUT"/*.memory
+rm -f "$OUT"/*.json "$OUT"/*.log "$OUT"/*.memory "$OUT"/training* "$OUT"/events.out.tfevents.*
 
 say() { printf '%s  %s\n' "$(date +%T)" "$*" >&2; }
 
@@ -49,11 +51,12 @@ measure() {
   return "$code"
 }
 
-# pass NAME BATCH STEPS WARMUP [IMAGES]
+NETWORK=(--threads "$THREADS" --device "$DEVICE" --precision "$PRECISION" --set "model.arch=$ARCH" --set "augment.local_crops=2"
+  --set "head.class_prototypes=$CLASS_PROTOTYPES" --set "head.patch_prototypes=$PATCH_PROTOTYPES")
+
+# pass NAME BATCH STEPS WARMUP [IMAGES and FLAGS]
 pass() {
-  measure "$1" "$BIN" bench train "${@:5}" --batch "$2" --steps "$3" --warmup "$4" --json --threads "$THREADS" \
-    --device "$DEVICE" --precision "$PRECISION" --set "model.arch=$ARCH" --set "augment.local_crops=2" \
-    --set "head.class_prototypes=$CLASS_PROTOTYPES" --set "head.patch_prototypes=$PATCH_PROTOTYPES"
+  measure "$1" "$BIN" bench train "${@:5}" --batch "$2" --steps "$3" --warmup "$4" --json "${NETWORK[@]}"
 }
 
 # torch NAME BATCH STEPS WARMUP [--compile]
@@ -99,6 +102,37 @@ done
 # each at its own largest batch, where that is another
 [ "$ours" -le "$common" ] || pass "own-pass-$ours" "$ours" "$STEPS" "$WARMUP" || true
 [ "$theirs_compiled" -le "$common" ] || compiled "own-compiled-$theirs_compiled" "$theirs_compiled" "$STEPS" "$WARMUP" || true
-pass "shard-pass-$common" "$common" "$STEPS" "$WARMUP" "$SHARD" || true
+for crops in cpu gpu; do
+  pass "shard-$crops-crops-$common" "$common" "$STEPS" "$WARMUP" "$SHARD" --augment "$crops" || true
+done
+
+# speed NAME: images a second of a measurement; 0 if it failed
+speed() {
+  [ -s "$OUT/$1.json" ] || { echo 0; return; }
+  "$PYTHON" -c 'import json, sys; print(json.load(open(sys.argv[1]))["images_per_s"])' "$OUT/$1.json"
+}
+
+# the schedules of a run stretch over its steps, so their number is chosen to fill the time
+if [ "$MINUTES" -gt 0 ]; then
+  by_cpu=$(speed "shard-cpu-crops-$common") by_gpu=$(speed "shard-gpu-crops-$common")
+  read -r crops steps < <("$PYTHON" -c 'import sys
+cpu, gpu, batch, minutes = map(float, sys.argv[1:])
+print("gpu" if gpu > cpu else "cpu", int(0.9 * 60 * minutes * max(cpu, gpu) / batch))' "$by_cpu" "$by_gpu" "$common" "$MINUTES")
+fi
+if [ "${steps:-0}" -gt 0 ]; then
+  run=$(mktemp -d)/run code=0
+  say "training: $steps steps of $common images, crops by the $crops, about $MINUTES minutes"
+  # past the time it is interrupted, which ends it in order
+  timeout -s INT "$((60 * MINUTES))" "$BIN" train "$SHARD" --preset paper-vit-s16 --batch "$common" --steps "$steps" \
+    --augment "$crops" --out "$run" --json "${NETWORK[@]}" --set "checkpoint.every_steps=$steps" --report-every "$((steps / 5 + 1))" \
+    >"$OUT/training.out" 2>"$OUT/training.log" || code=$?
+  say "training: exit code $code (124: interrupted at its time)"
+  # the weights stay behind: gigabytes say less than the curves
+  for kept in config.toml metrics.jsonl report.html quarantine.tsv non-finite.tsv; do
+    [ ! -e "$run/$kept" ] || cp "$run/$kept" "$OUT/training-$kept"
+  done
+  cp "$run"/events.out.tfevents.* "$OUT/" 2>/dev/null || true
+  rm -rf "$(dirname "$run")"
+fi
 
 "$PYTHON" "$HERE/peer/gpu_table.py" "$OUT"

@@ -12,9 +12,9 @@ use serde::Serialize;
 use crate::config::{Arch, OpsKind, TrainConfig};
 use crate::cost::StepCost;
 use crate::data::augment::GLOBAL_CROPS;
-use crate::data::loader::{Batch, Loader, LoaderSettings, Part};
+use crate::data::loader::{Batch, Loader, LoaderSettings, Part, Views};
 use crate::data::{DataError, ImageIndex};
-use crate::device::Compute;
+use crate::device::{Compute, DeviceError};
 use crate::objective::forward::Crops;
 use crate::random::{Purpose, Stream};
 use crate::train::batch::BatchPlan;
@@ -133,6 +133,9 @@ pub enum BenchError {
     /// The images.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A step that could not be applied, whose time means nothing.
     #[error("step {step}: {} is {}", fault.term, fault.value)]
     NotFinite {
@@ -151,6 +154,7 @@ impl BenchError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Data(error) => error.hint(),
+            Self::Device(error) => error.hint(),
             Self::NotFinite { .. } => None,
             Self::Tensor(_) => Some("if memory ran out, a smaller `--batch`".into()),
         }
@@ -168,7 +172,7 @@ pub fn run(
     let BenchSettings { config, compute, .. } = settings;
     let device = &compute.device;
     let multiply_adds = StepCost::of(config)?;
-    let (mut source, images) = Source::open(config)?;
+    let (mut source, images) = Source::open(config, compute)?;
     let mut trainer = Trainer::new(config, Trainer::fresh_student(config, device)?, device)?;
     let plan = BatchPlan {
         accumulate: config.optim.accumulate,
@@ -297,13 +301,14 @@ enum Source {
 
 impl Source {
     /// The source and the number of its images.
-    fn open(config: &TrainConfig) -> Result<(Self, Option<usize>), DataError> {
+    fn open(config: &TrainConfig, compute: &Compute) -> Result<(Self, Option<usize>), BenchError> {
+        compute.check_augment(config.augment.device)?;
         if config.data.images.is_empty() {
             return Ok((Self::Noise(Arc::new(noise(config))), None));
         }
         let index = Arc::new(ImageIndex::build(&config.data, None)?);
         let images = index.len();
-        let loader = Loader::start(LoaderSettings {
+        let settings = LoaderSettings {
             index,
             augment: config.augment.clone(),
             seed: config.seed,
@@ -316,7 +321,11 @@ impl Source {
             max_megapixels: config.data.max_megapixels,
             quarantine: None,
             known_bad: Vec::new(),
-        })?;
+        };
+        let loader = match compute.uploader(config.augment.device)? {
+            Some(uploader) => Loader::uploading(settings, uploader)?,
+            None => Loader::start(settings)?,
+        };
         Ok((Self::Images(Box::new(loader)), Some(images)))
     }
 
@@ -340,8 +349,10 @@ fn noise(config: &TrainConfig) -> Batch {
         start: 0,
         epoch: 0,
         images: (0..batch as u64).collect(),
-        global: values(GLOBAL_CROPS, config.augment.global_size),
-        local: values(config.augment.local_crops, config.augment.local_size),
+        views: Views::Crops {
+            global: values(GLOBAL_CROPS, config.augment.global_size),
+            local: values(config.augment.local_crops, config.augment.local_size),
+        },
     }
 }
 

@@ -84,6 +84,8 @@ section! {
 section! {
     /// `[augment]`
     pub struct AugmentConfig {
+        /// Where crops are made: `cpu`, or `gpu` if the processor cannot feed it. The same pixels either way.
+        pub device: AugmentDevice,
         /// Side of a global crop in pixels; there are always two.
         pub global_size: usize,
         /// Side of a local crop in pixels.
@@ -121,6 +123,17 @@ section! {
         /// Standard deviation per channel, divided by.
         pub std: [f32; 3],
     }
+}
+
+/// Where crops are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AugmentDevice {
+    /// By the threads that decode.
+    #[default]
+    Cpu,
+    /// By the CUDA device that trains, from decoded images.
+    Gpu,
 }
 
 /// Width, depth and heads of a Vision Transformer.
@@ -489,6 +502,7 @@ impl Default for DataConfig {
 impl Default for AugmentConfig {
     fn default() -> Self {
         Self {
+            device: AugmentDevice::Cpu,
             global_size: 224,
             local_size: 96,
             local_crops: 2,

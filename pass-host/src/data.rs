@@ -25,5 +25,5 @@ mod sources;
 pub use decode::{DecodeError, Rgb8Image};
 pub use error::DataError;
 pub use index::ImageIndex;
-pub use loader::{Batch, Loader, LoaderSettings, Part};
+pub use loader::{Batch, Loader, LoaderSettings, Part, Views};
 pub(crate) use sources::is_image_name;

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use candle_core::{DType, Device};
 
-use crate::ops;
+use crate::config::AugmentDevice;
+use crate::ops::{self, Uploader};
 
 /// What `--device` asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +91,31 @@ impl Compute {
     }
 }
 
+impl Compute {
+    /// Whether crops can be made where they shall be.
+    ///
+    /// # Errors
+    /// [`DeviceError::AugmentOnCpu`] if this device shall make them and cannot.
+    pub fn check_augment(&self, augment: AugmentDevice) -> Result<(), DeviceError> {
+        if augment == AugmentDevice::Gpu && !ops::kernels_run_on(&self.device) {
+            return Err(DeviceError::AugmentOnCpu { device: self.device_name() });
+        }
+        Ok(())
+    }
+
+    /// What carries batches to this device; `None` on a CPU that makes the crops itself.
+    ///
+    /// # Errors
+    /// As [`Self::check_augment`], and [`DeviceError::Refused`].
+    pub fn uploader(&self, augment: AugmentDevice) -> Result<Option<Uploader>, DeviceError> {
+        self.check_augment(augment)?;
+        if augment == AugmentDevice::Cpu && self.device.is_cpu() {
+            return Ok(None);
+        }
+        Uploader::new(&self.device).map(Some).map_err(DeviceError::Refused)
+    }
+}
+
 impl fmt::Display for Compute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {}", self.device_name(), self.dtype.as_str())
@@ -114,6 +140,15 @@ pub enum DeviceError {
     /// bf16 on the CPU.
     #[error("precision bf16 needs a CUDA device; on the CPU it is slower than f32")]
     Bf16OnCpu,
+    /// It gave no stream for copies.
+    #[error("the device takes no images")]
+    Refused(#[source] candle_core::Error),
+    /// Crops by a GPU on the CPU.
+    #[error("`augment.device` is `gpu`, but training runs on the {device}: expected a CUDA device")]
+    AugmentOnCpu {
+        /// Where it runs.
+        device: String,
+    },
 }
 
 impl DeviceError {
@@ -121,11 +156,13 @@ impl DeviceError {
     pub fn hint(&self) -> Option<String> {
         Some(
             match self {
+                Self::Refused(_) => return None,
                 Self::NotCompiled => {
                     "build with `cargo build --release -p pass-host --features cuda`, or use `--device cpu`"
                 }
                 Self::Unusable { .. } => "`pass-host doctor` shows what is usable; `--device cpu` always is",
                 Self::Bf16OnCpu => "use `--precision f32`, or a CUDA device",
+                Self::AugmentOnCpu { .. } => "use `--augment cpu` (the same pixels), or `--device cuda`",
             }
             .into(),
         )

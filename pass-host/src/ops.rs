@@ -26,7 +26,7 @@
 //! | `convolution_3x3`, `batch_norm` | 3x3 convolution with weight gradient; batch normalization with ReLU, channels last |
 //! | `taps`, `pixel_cross_entropy` | bilinear resampling; cross-entropy of every pixel of a picture |
 //! | `adamw` | clipping norm, AdamW and momentum teacher in one pass |
-//! | `cuda` | all of the above but images and convolutions, as CUDA kernels; the choice of positives on the device |
+//! | `cuda` | all of the above but images and convolutions, as CUDA kernels; the choice of positives and the augmentation on the device |
 //! | `dense` | linear layer and GELU over slices |
 //! | `product`, `buffer`, `lanes`, `access` | matrix products; output buffers; vectorized functions; tensors as slices |
 
@@ -34,6 +34,8 @@ mod access;
 mod adamw;
 mod add_scaled;
 mod attention;
+#[cfg(all(test, feature = "_emulator"))]
+mod augment_tests;
 mod batch_norm;
 mod buffer;
 mod class_attention;
@@ -71,7 +73,8 @@ pub use attention::Sequences;
 pub use batch_norm::Moments;
 pub use convolution::{Placement, Rectifier};
 pub use cross_entropy::{PairWeights, Statistics, Stats};
-pub(crate) use cuda::open as open_cuda;
+pub use cuda::{Stop, Upload, Uploader};
+pub(crate) use cuda::{open as open_cuda, runs_on as kernels_run_on};
 pub use gradient_sink::GradientSink;
 pub use pixel_cross_entropy::{IGNORED, PixelLabels};
 pub use positives::Positives;

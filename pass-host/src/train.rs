@@ -533,7 +533,7 @@ impl<'a> Run<'a> {
 fn loader(settings: &RunSettings, index: &Arc<ImageIndex>, cursor: u64) -> Result<Loader, TrainError> {
     let (config, ranks) = (&settings.config, &settings.ranks);
     let start = |known_bad| {
-        Loader::start(LoaderSettings {
+        let loading = LoaderSettings {
             index: Arc::clone(index),
             augment: config.augment.clone(),
             seed: config.seed,
@@ -550,16 +550,20 @@ fn loader(settings: &RunSettings, index: &Arc<ImageIndex>, cursor: u64) -> Resul
             max_megapixels: config.data.max_megapixels,
             quarantine: ranks.is_first().then(|| settings.out.join(QUARANTINE)),
             known_bad,
+        };
+        Ok::<_, TrainError>(match settings.compute.uploader(config.augment.device)? {
+            Some(uploader) => Loader::uploading(loading, uploader)?,
+            None => Loader::start(loading)?,
         })
     };
-    let first = ranks.first(|| start(Vec::new()).map_err(TrainError::from))?;
+    let first = ranks.first(|| start(Vec::new()))?;
     let known = first.as_ref().map(|loader| {
         loader.quarantine().images().map(|(image, reason)| (image, reason.to_owned())).collect::<Vec<_>>()
     });
     let known = ranks.share(known)?;
     match first {
         Some(loader) => Ok(loader),
-        None => Ok(start(known)?),
+        None => start(known),
     }
 }
 

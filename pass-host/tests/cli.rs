@@ -196,6 +196,11 @@ fn devices_that_are_not_there_fail_with_1() {
     let bf16 = run(&["train", "photos", "--device", "cpu", "--precision", "bf16"]);
     assert_eq!(bf16.status.code(), Some(1));
     check("device_bf16_on_cpu", &bf16);
+    if !cfg!(feature = "_emulator") {
+        let augment = run(&["train", "photos", "--device", "cpu", "--augment", "gpu"]);
+        assert_eq!(augment.status.code(), Some(1));
+        check("device_augment_on_cpu", &augment);
+    }
     if !pass_host::device::CUDA_COMPILED {
         let cuda = run(&["train", "photos", "--device", "cuda:1"]);
         assert_eq!(cuda.status.code(), Some(1));

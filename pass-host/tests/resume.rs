@@ -3,12 +3,13 @@
 mod program;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
 
 use pass_host::random::{Purpose, Stream};
-use program::{expect_code, finish, latest, metrics, start, train};
+use program::{expect_code, finish, latest, metrics, photos, start, train, train_on};
 
 const STEPS: usize = 150;
 const KILLS: usize = 30;
@@ -113,4 +114,94 @@ fn recomputing_blocks_does_not_change_the_result() {
     expect_code(&finish(train(&reference, 12, &settings(), &[])), 0);
     expect_code(&finish(train(&run, 12, &settings(), &["--recompute", "--threads", "2"])), 0);
     assert_same(&run, &reference, "recompute");
+}
+
+/// The photos as a shard of the given form.
+fn shard(folder: &Path, name: &str, flags: &[&str]) -> PathBuf {
+    let out = folder.join(name);
+    let mut pack = Command::new(env!("CARGO_BIN_EXE_pass-host"));
+    pack.arg("pack").arg(photos()).arg("--out").arg(&out).args(["--limit", "24"]).args(flags);
+    expect_code(&finish(pack), 0);
+    out
+}
+
+/// The photos of one class as a tar.
+fn tar(folder: &Path) -> PathBuf {
+    let out = folder.join("photos.tar");
+    let mut tar = tar::Builder::new(fs::File::create(&out).expect("a file"));
+    tar.append_dir_all("grocery", photos().join("grocery")).expect("photos");
+    tar.finish().expect("space");
+    out
+}
+
+/// A run that is killed once it has a checkpoint, and resumed with `later` instead of `first`, ends as one that was not.
+fn killed_and_resumed(
+    folder: &Path,
+    what: &str,
+    images: &Path,
+    settings: &[&str],
+    flags: &[&str],
+    [first, later]: [&[&str]; 2],
+) {
+    let settings = [&["checkpoint.every_steps=3", "model.drop_path=0.2"], settings].concat();
+    let command = |run: &Path, flags: &[&[&str]]| train_on(images, run, 20, &settings, &flags.concat());
+    let reference = folder.join(format!("{what}, whole"));
+    expect_code(&finish(command(&reference, &[flags, first, &["--workers", "1", "--threads", "1"]])), 0);
+    let run = folder.join(format!("{what}, killed"));
+    let mut child = start(command(&run, &[flags, first, &["--workers", "3", "--threads", "2"]]));
+    while !run.join("checkpoints/latest").exists() && child.try_wait().expect("a child").is_none() {
+        sleep(Duration::from_millis(2));
+    }
+    child.kill().expect("SIGKILL");
+    child.wait().expect("a child");
+    let resumed = [flags, later, &["--workers", "2", "--threads", "2", "--resume", "auto"]];
+    expect_code(&finish(command(&run, &resumed)), 0);
+    assert_same(&run, &reference, what);
+}
+
+#[test]
+fn runs_with_any_option_resume_with_the_same_bits() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let originals = shard(folder, "originals", &[]);
+    let small = shard(folder, "small", &["--format", "jpeg", "--size", "64"]);
+    let raw = shard(folder, "raw", &["--format", "raw", "--size", "48"]);
+    let (photos, tar) = (photos(), tar(folder));
+    let cases: [(&str, &Path, &[&str], &[&str]); 8] = [
+        ("recompute", &photos, &[], &["--recompute"]),
+        ("compositions", &photos, &[], &["--ops", "reference"]),
+        ("accumulate", &photos, &[], &["--accumulate", "2"]),
+        (
+            "all of them",
+            &tar,
+            &["augment.local_crops=3"],
+            &["--accumulate", "4", "--recompute", "--ops", "reference"],
+        ),
+        ("tar", &tar, &["data.prefetch=5"], &["--augment", "cpu"]),
+        ("shard", &originals, &["patch.window=all", "patch.border=clip"], &[]),
+        ("jpeg shard", &small, &["augment.local_crops=0", "patch.crops=global"], &["--accumulate", "2"]),
+        ("raw shard", &raw, &["patch.enabled=false"], &["--recompute"]),
+    ];
+    for (what, images, settings, flags) in cases {
+        killed_and_resumed(folder, what, images, settings, flags, [&[], &[]]);
+    }
+    killed_and_resumed(folder, "recompute from the middle on", &photos, &[], &[], [&[], &["--recompute"]]);
+}
+
+/// The kernels in the emulator: crops made by them, and batches sent ahead, give the same bits; before and after a kill.
+#[cfg(feature = "_emulator")]
+#[test]
+fn crops_of_the_device_do_not_change_the_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let reference = folder.path().join("reference");
+    expect_code(&finish(train(&reference, 12, &settings(), &["--augment", "cpu"])), 0);
+    let run = folder.path().join("device");
+    expect_code(&finish(train(&run, 12, &settings(), &["--augment", "gpu"])), 0);
+    assert_same(&run, &reference, "crops of the device");
+    for (first, later) in [("gpu", "cpu"), ("cpu", "gpu"), ("gpu", "gpu")] {
+        let what = format!("{first}, then {later}");
+        let [first, later] = [["--augment", first], ["--augment", later]];
+        let flags = ["--accumulate", "2"];
+        killed_and_resumed(folder.path(), &what, &photos(), &[], &flags, [&first, &later]);
+    }
 }

@@ -58,6 +58,21 @@ def main():
         wait = f", data wait {100 * record['data_wait']:.1f} %" if name in shard else ""
         line = f"| {name}, batch {record['batch']}{wait} | {record['images_per_s']:.4g} | | {record['step_median_s']:.4f}"
         lines.append(f"{line} | {record.get('gpu_peak_mb', '?')} |")
+    log = out / "training-metrics.jsonl"
+    if log.exists():
+        steps = [json.loads(line) for line in log.read_text().splitlines()]
+        # a window that holds the first steps also holds the loading of the kernels
+        settled = steps[len(steps) // 5 :]
+        result["training"] = {
+            "steps": steps[-1]["step"],
+            "images_per_s": statistics.median(step["images_per_s"] for step in settled),
+            "data_wait": statistics.median(step["data_wait"] for step in settled),
+            "first_loss": steps[0]["loss"],
+            "last_loss": steps[-1]["loss"],
+        }
+        found = result["training"]
+        line = f"| training, {found['steps']} steps, data wait {100 * found['data_wait']:.1f} %, loss {found['first_loss']:.3f} to"
+        lines.append(f"{line} {found['last_loss']:.3f} | {found['images_per_s']:.4g} | | | |")
     result["ratio"] = {who: medians["pass"] / medians[who] for who in ("eager", "compiled") if {"pass", who} <= set(medians)}
     lines += ["", *(f"pass / {who}: {ratio:.2f}" for who, ratio in result["ratio"].items())]
     lines += [f"{test['program']}: {'passed' if test['exit_code'] == 0 else 'FAILED'}" for test in tests]

@@ -53,6 +53,9 @@ pub(super) struct TrainArgs {
     /// Decoding and augmentation threads [default: one per core].
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// Where crops are made: `cpu`, or `gpu` if the processor cannot feed the GPU; the same pixels.
+    #[arg(long, value_name = "WHERE", value_parser = ["cpu", "gpu"], hide_possible_values = true)]
+    augment: Option<String>,
     /// Training operations: `fused`, or the slow plain compositions `reference`.
     #[arg(long, value_name = "KIND", value_parser = ["fused", "reference"], hide_possible_values = true)]
     ops: Option<String>,
@@ -126,7 +129,9 @@ fn layers(args: &TrainArgs, default_batch: usize) -> Layers {
     {
         flags.extend(number.map(|n| (flag, key, Value::Integer(n.try_into().unwrap_or(i64::MAX)))));
     }
-    flags.extend(args.ops.clone().map(|ops| ("--ops", "ops", Value::String(ops))));
+    for (flag, key, word) in [("--augment", "augment.device", &args.augment), ("--ops", "ops", &args.ops)] {
+        flags.extend(word.clone().map(|word| (flag, key, Value::String(word))));
+    }
     Layers {
         preset: args.preset.clone(),
         default_preset: String::new(),

@@ -34,6 +34,9 @@ pub(super) struct TrainArgs {
     /// Decoding and augmentation threads [default: one per core]. The result is the same for any number.
     #[arg(long, value_name = "N", value_parser = count, help_heading = "Data")]
     workers: Option<i64>,
+    /// Where crops are made: `cpu`, or `gpu` if the processor cannot feed the GPU; the same pixels.
+    #[arg(long, value_name = "WHERE", value_parser = ["cpu", "gpu"], hide_possible_values = true, help_heading = "Data")]
+    augment: Option<String>,
 
     /// Run folder: weights, checkpoints, logs [default: the first free runs/<preset>-<n>].
     #[arg(long, value_name = "DIR", help_heading = "Run")]
@@ -206,13 +209,15 @@ mod as_toml {
 /// Resolves every flag; nothing is written.
 fn settings(args: &TrainArgs, ranks: &Ranks) -> Result<RunSettings, Error> {
     let Decision { config, preset, out, resume } = ranks.decide(|| decide(args))?;
+    let compute = device::choose(args.compute.device.of_rank(ranks.local_rank()), args.compute.precision)?;
+    compute.check_augment(config.augment.device)?;
     Ok(RunSettings {
         config,
         preset,
         out,
         resume,
         init: args.init.clone(),
-        compute: device::choose(args.compute.device.of_rank(ranks.local_rank()), args.compute.precision)?,
+        compute,
         ranks: ranks.clone(),
         threads: rayon::current_num_threads(),
         dry_run: args.dry_run,
@@ -290,6 +295,7 @@ fn layers(args: &TrainArgs) -> Layers {
     let words = [
         ("--method", "image.method", &args.method),
         ("--on-collapse", "guard.on_collapse", &args.on_collapse),
+        ("--augment", "augment.device", &args.augment),
         ("--ops", "ops", &args.ops),
         ("--eval-data", "probe.data", &args.eval_data),
     ];

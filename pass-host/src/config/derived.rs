@@ -1,8 +1,8 @@
 //! Values computed from the configuration, never written back into it.
 
 use super::{
-    Arch, CheckpointConfig, ConfigError, DataConfig, GuardConfig, ImageMethod, LogConfig, ModelConfig,
-    OptimConfig, ProbeConfig, TrainConfig, layers::display_value,
+    Arch, AugmentConfig, AugmentDevice, CheckpointConfig, ConfigError, DataConfig, GuardConfig, ImageMethod,
+    LogConfig, ModelConfig, OptimConfig, ProbeConfig, TrainConfig, layers::display_value,
 };
 use crate::data::order::Order;
 use crate::objective::method;
@@ -145,7 +145,7 @@ impl TrainConfig {
     }
 
     /// This configuration with everything at its default that may change between two parts of one run: where the
-    /// images lie (their content is hashed by the data manifest), loading, checkpoints, logging, probes and the guard.
+    /// images lie (their content is hashed by the data manifest), loading, where crops are made, checkpoints, logging, probes and the guard.
     fn resumable(&self) -> Self {
         Self {
             data: DataConfig {
@@ -153,6 +153,7 @@ impl TrainConfig {
                 max_megapixels: self.data.max_megapixels,
                 ..DataConfig::default()
             },
+            augment: AugmentConfig { device: AugmentDevice::default(), ..self.augment.clone() },
             checkpoint: CheckpointConfig::default(),
             log: LogConfig::default(),
             probe: ProbeConfig::default(),
@@ -247,6 +248,7 @@ mod tests {
         moved.data.images = vec!["elsewhere".into()];
         moved.data.workers = 7;
         moved.data.prefetch = 9;
+        moved.augment.device = AugmentDevice::Gpu;
         moved.log.every_steps = 1;
         moved.checkpoint.every_steps = 3;
         moved.probe.every_steps = 5;

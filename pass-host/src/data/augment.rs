@@ -9,6 +9,7 @@
 mod blur;
 mod color;
 mod crop;
+mod device_crops;
 mod hue;
 mod planes;
 mod resample;
@@ -16,6 +17,7 @@ mod resample;
 pub use blur::gaussian_blur;
 pub use color::{adjust_brightness, adjust_contrast, adjust_saturation, grayscale, solarize};
 pub use crop::{CropBox, Resampler, random_resized_crop};
+pub use device_crops::{DeviceCrops, RECORD};
 pub use hue::adjust_hue;
 pub use planes::{Planes, normalize_into};
 

@@ -114,6 +114,12 @@ pub enum DataError {
         /// The panic message.
         message: String,
     },
+    /// The device took no batch.
+    #[error("a batch cannot be sent to the device")]
+    Upload(#[source] candle_core::Error),
+    /// The thread that sends batches ended in a panic; this is a defect of the program.
+    #[error("the loader thread that sends batches has ended")]
+    Ended,
 }
 
 impl DataError {
@@ -146,7 +152,8 @@ impl DataError {
             Self::TooFewImages { images, .. } => {
                 format!("lower the batch to at most {images} (`--batch`) or give more images")
             }
-            Self::Setting { .. } | Self::Worker { .. } => return None,
+            Self::Setting { .. } | Self::Worker { .. } | Self::Ended => return None,
+            Self::Upload(_) => "if memory ran out, a smaller `--batch`".to_owned(),
             Self::TooManyBad { .. } => {
                 "repair or remove these files, or raise `data.max_bad`; all of them are in quarantine.tsv".to_owned()
             }

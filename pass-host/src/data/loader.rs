@@ -7,7 +7,11 @@
 //!
 //! A worker takes one image at a time and writes its crops to their places in the batch; at most `prefetch` batches
 //! are under way or waiting.
+//!
+//! Where a device takes the crops ([`Loader::uploading`]), one more thread sends complete batches there, in order, while the
+//! one before is computed on; the device makes the crops, or normalizes those that the workers made.
 
+mod upload;
 mod work;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,12 +20,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::augment::GLOBAL_CROPS;
+use super::augment::{DeviceCrops, GLOBAL_CROPS};
 use super::error::DataError;
 use super::index::ImageIndex;
 use super::order::Order;
 use super::quarantine::Quarantine;
-use crate::config::AugmentConfig;
+use crate::config::{AugmentConfig, AugmentDevice};
+use crate::ops::{Upload, Uploader};
+use upload::Sending;
 use work::Worker;
 
 /// What a loader needs to know.
@@ -68,7 +74,7 @@ impl Part {
 }
 
 /// The crops of `B` images.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub struct Batch {
     /// Where the batch of all ranks begins in the endless sequence of images.
     pub start: u64,
@@ -76,10 +82,22 @@ pub struct Batch {
     pub epoch: u64,
     /// The images, after replacement of bad ones, `[B]`.
     pub images: Vec<u64>,
-    /// Normalized global crops, `[2 * B, 3, G, G]`: first crop 0 of all images, then crop 1.
-    pub global: Vec<f32>,
-    /// Normalized local crops, `[L * B, 3, S, S]`, crop by crop as well.
-    pub local: Vec<f32>,
+    /// The crops.
+    pub views: Views,
+}
+
+/// The crops of a batch.
+#[derive(Debug)]
+pub enum Views {
+    /// Made and normalized.
+    Crops {
+        /// Global crops, `[2 * B, 3, G, G]`: first crop 0 of all images, then crop 1.
+        global: Vec<f32>,
+        /// Local crops, `[L * B, 3, S, S]`, crop by crop as well.
+        local: Vec<f32>,
+    },
+    /// On a device, which makes or normalizes them.
+    Uploaded(Upload),
 }
 
 /// Seconds that [`Loader::next`] had to wait.
@@ -96,6 +114,8 @@ pub struct DataWait {
 pub struct Loader {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// The thread that sends batches to a device.
+    sending: Option<Sending>,
     quarantine: Quarantine,
     /// Bad images found since the last [`Loader::take_found`].
     found: Vec<(u64, String)>,
@@ -105,6 +125,8 @@ pub struct Loader {
 #[derive(Debug)]
 struct Shared {
     settings: LoaderSettings,
+    /// Whether batches go to a device.
+    uploads: bool,
     order: Order,
     state: Mutex<State>,
     /// A batch is complete, or a worker has ended.
@@ -134,6 +156,8 @@ struct Assembly {
 #[derive(Debug)]
 struct Parts {
     batch: Batch,
+    /// What a device makes the crops of, by place in the batch.
+    for_device: Vec<DeviceCrops>,
     remaining: usize,
     /// Bad images met, by place in the batch.
     bad: Vec<(usize, u64, String)>,
@@ -152,7 +176,19 @@ impl Loader {
     /// # Errors
     /// [`DataError`] when the images cannot fill a batch, a setting makes no sense, or the quarantine list cannot be
     /// opened.
-    pub fn start(mut settings: LoaderSettings) -> Result<Self, DataError> {
+    pub fn start(settings: LoaderSettings) -> Result<Self, DataError> {
+        Self::begin(settings, None)
+    }
+
+    /// Starts the workers and a thread that sends batches to a device ahead of time.
+    ///
+    /// # Errors
+    /// As [`Loader::start`].
+    pub fn uploading(settings: LoaderSettings, uploader: Uploader) -> Result<Self, DataError> {
+        Self::begin(settings, Some(uploader))
+    }
+
+    fn begin(mut settings: LoaderSettings, uploader: Option<Uploader>) -> Result<Self, DataError> {
         let setting = |field, expected, found: String| Err(DataError::Setting { field, expected, found });
         if settings.batch == 0 {
             return setting("batch", "at least 1", "0".to_owned());
@@ -162,6 +198,10 @@ impl Loader {
         }
         if settings.augment.global_size == 0 || settings.augment.local_size == 0 {
             return setting("augment.global_size, augment.local_size", "at least 1", "0".to_owned());
+        }
+        if uploader.is_none() && settings.augment.device == AugmentDevice::Gpu {
+            let found = "gpu, without a device".to_owned();
+            return setting("augment.device", "cpu where no device takes the batches", found);
         }
         let Part { rank, ranks } = settings.part;
         if rank >= ranks {
@@ -189,6 +229,7 @@ impl Loader {
                 stop: false,
             }),
             order,
+            uploads: uploader.is_some(),
             settings,
             completed: Condvar::new(),
             taken: Condvar::new(),
@@ -199,7 +240,8 @@ impl Loader {
                 std::thread::spawn(move || Worker::new(&shared).run())
             })
             .collect();
-        Ok(Self { shared, workers, quarantine, found: Vec::new(), wait: DataWait::default() })
+        let sending = uploader.map(|uploader| Sending::start(&shared, uploader));
+        Ok(Self { shared, workers, sending, quarantine, found: Vec::new(), wait: DataWait::default() })
     }
 
     /// The next batch, in order; waits for it if need be.
@@ -213,7 +255,11 @@ impl Loader {
     )]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let start = Instant::now();
-        let mut parts = self.wait_for_oldest();
+        let mut parts = match &self.sending {
+            Some(sending) => sending.next()?,
+            // it stops no sooner than it is dropped
+            None => self.shared.wait_for_oldest().ok_or(DataError::Ended)?,
+        };
         self.wait.last = start.elapsed().as_secs_f64();
         self.wait.total += self.wait.last;
         parts.bad.sort_unstable_by_key(|&(place, image, _)| (place, image));
@@ -256,20 +302,6 @@ impl Loader {
         self.quarantine.add(image, &self.shared.settings.index.name(image as usize), reason)
     }
 
-    fn wait_for_oldest(&self) -> Parts {
-        let mut state = lock(&self.shared.state);
-        loop {
-            let complete = state.open.front().is_some_and(|batch| lock(&batch.parts).remaining == 0);
-            if complete && let Some(batch) = state.open.pop_front() {
-                drop(state);
-                self.shared.taken.notify_all();
-                let empty = Parts { batch: Batch::empty(), remaining: 0, bad: Vec::new(), error: None };
-                return std::mem::replace(&mut *lock(&batch.parts), empty);
-            }
-            state = self.shared.completed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
     /// Stops when more images are bad than the limit allows in the whole list, or so many of those seen so far that
     /// chance does not explain it (four standard deviations): a hopeless run ends early, a lucky streak goes on.
     ///
@@ -309,6 +341,8 @@ impl Drop for Loader {
     fn drop(&mut self) {
         lock(&self.shared.state).stop = true;
         self.shared.taken.notify_all();
+        self.shared.completed.notify_all();
+        drop(self.sending.take());
         for worker in self.workers.drain(..) {
             // a worker reports its panics itself
             let _ = worker.join();
@@ -323,22 +357,48 @@ impl Shared {
         self.order.image(start + (part.rank * batch + place) as u64)
     }
 
-    fn new_batch(&self, start: u64) -> Batch {
+    /// A batch of which nothing is done.
+    fn new_parts(&self, start: u64) -> Parts {
         let LoaderSettings { batch, augment, .. } = &self.settings;
-        let values = |crops: usize, side: usize| vec![0.0; crops * batch * 3 * side * side];
-        Batch {
-            start,
-            epoch: self.order.epoch(start),
-            images: vec![0; *batch],
+        let (values, places) = if self.uploads { (0, *batch) } else { (*batch, 0) };
+        let values = |crops: usize, side: usize| vec![0.0; crops * values * 3 * side * side];
+        let views = Views::Crops {
             global: values(GLOBAL_CROPS, augment.global_size),
             local: values(augment.local_crops, augment.local_size),
+        };
+        Parts {
+            batch: Batch { start, epoch: self.order.epoch(start), images: vec![0; *batch], views },
+            for_device: vec![DeviceCrops::default(); places],
+            remaining: *batch,
+            bad: Vec::new(),
+            error: None,
+        }
+    }
+
+    /// The oldest batch, once it is complete; `None` when the loader stops.
+    fn wait_for_oldest(&self) -> Option<Parts> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.stop {
+                return None;
+            }
+            let complete = state.open.front().is_some_and(|batch| lock(&batch.parts).remaining == 0);
+            if complete && let Some(batch) = state.open.pop_front() {
+                drop(state);
+                self.taken.notify_all();
+                return Some(std::mem::take(&mut *lock(&batch.parts)));
+            }
+            state = self.completed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-impl Batch {
-    fn empty() -> Self {
-        Self { start: 0, epoch: 0, images: Vec::new(), global: Vec::new(), local: Vec::new() }
+impl Default for Parts {
+    /// What is left of a batch that was taken.
+    fn default() -> Self {
+        let views = Views::Crops { global: Vec::new(), local: Vec::new() };
+        let batch = Batch { start: 0, epoch: 0, images: Vec::new(), views };
+        Self { batch, for_device: Vec::new(), remaining: 0, bad: Vec::new(), error: None }
     }
 }
 

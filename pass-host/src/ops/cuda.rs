@@ -9,6 +9,7 @@
 //! | `engine` | tensors as addresses, launches, products: on a CUDA device, or emulated on the processor for tests |
 //! | `graph` | results with a backward pass as nodes of candle's graph |
 //! | `sums` | sums over rows |
+//! | `upload`, `augment` | pixels on their way to a device, and the crops it makes of them |
 //! | `optimizer`, `matching` | norms and updates of all parameters at once; positives |
 //! | the rest | one operation a file, under the name of its twin one folder up |
 //!
@@ -17,6 +18,7 @@
 //! kernel, with the very launches of this module, on CPU tensors.
 
 mod attention;
+mod augment;
 mod class_attention;
 mod cross_entropy;
 mod engine;
@@ -30,12 +32,13 @@ mod normalize;
 mod optimizer;
 mod residual;
 mod sums;
+mod upload;
 
 pub(super) use attention::attention;
 pub(super) use class_attention::class_attention;
 pub(super) use cross_entropy::cross_entropy;
 pub(crate) use engine::open;
-pub(super) use engine::runs_on;
+pub(crate) use engine::runs_on;
 pub(super) use gather_mean::gather_mean;
 pub(super) use layer_norm::layer_norm;
 pub(super) use linear::linear;
@@ -45,3 +48,4 @@ pub(super) use normalize::{l2_normalize, weight_norm};
 pub(super) use optimizer::{norms, update};
 pub(super) use residual::add_scaled;
 pub(super) use sums::mean_rows;
+pub use upload::{Stop, Upload, Uploader};

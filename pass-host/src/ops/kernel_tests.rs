@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use std::sync::OnceLock;
 
 /// The GPU if `PASS_DEVICE=cuda`, else the CPU, where the emulator runs.
-fn device() -> Device {
+pub(super) fn device() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let open = || match std::env::var("PASS_DEVICE").as_deref() {
         Ok("cuda") => super::open_cuda(0).expect("PASS_DEVICE=cuda needs a GPU and the feature `cuda`"),

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::config::AugmentConfig;
-use crate::data::loader::Batch;
+use crate::data::loader::{Batch, Views};
 use crate::objective::forward::{CropGroup, Crops};
 use crate::random::{Purpose, Stream};
 
@@ -33,36 +33,43 @@ impl BatchPlan {
             .map(|index| {
                 let range = index * size..(index + 1) * size;
                 let locals = self.augment.local_crops;
-                let global = self.group(batch, &batch.global, range.clone(), 0, GLOBAL_CROPS, device)?;
+                let global = self.group(batch, range.clone(), 0, GLOBAL_CROPS, device)?;
                 let local = match locals {
                     0 => None,
-                    _ => Some(self.group(batch, &batch.local, range, GLOBAL_CROPS, locals, device)?),
+                    _ => Some(self.group(batch, range, GLOBAL_CROPS, locals, device)?),
                 };
                 Ok(Crops { batch: size, global, local })
             })
             .collect()
     }
 
-    /// Crops `first .. first + count` of the images in `range`; `pixels` is `[count · B, 3, side, side]`, crop-major.
+    /// Crops `first .. first + count` of the images in `range`.
     fn group(
         &self,
         batch: &Batch,
-        pixels: &[f32],
         range: std::ops::Range<usize>,
         first: usize,
         count: usize,
         device: &Device,
     ) -> Result<CropGroup> {
         let side = if first == 0 { self.augment.global_size } else { self.augment.local_size };
-        let image = 3 * side * side;
-        let all = batch.images.len();
-        let mut data = Vec::with_capacity(count * range.len() * image);
-        for crop in 0..count {
-            let start = crop * all;
-            data.extend_from_slice(&pixels[(start + range.start) * image..(start + range.end) * image]);
-        }
-        let images =
-            Tensor::from_vec(data, (count * range.len(), 3, side, side), device)?.to_dtype(self.dtype)?;
+        let images = match &batch.views {
+            Views::Crops { global, local } => {
+                let (pixels, image) = (if first == 0 { global } else { local }, 3 * side * side);
+                let mut data = Vec::with_capacity(count * range.len() * image);
+                for crop in 0..count {
+                    let start = crop * batch.images.len();
+                    data.extend_from_slice(
+                        &pixels[(start + range.start) * image..(start + range.end) * image],
+                    );
+                }
+                let shape = (count * range.len(), 3, side, side);
+                Tensor::from_vec(data, shape, device)?.to_dtype(self.dtype)?
+            }
+            Views::Uploaded(upload) => {
+                upload.crops(first..first + count, &range, side, &self.augment, self.dtype)?
+            }
+        };
         let draws = (0..self.drop_path_applications).map(|application| {
             let rows = (first..first + count).flat_map(|crop| range.clone().map(move |image| (crop, image)));
             rows.map(|(crop, image)| {

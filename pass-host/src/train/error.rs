@@ -6,6 +6,7 @@ use super::state::RestoreError;
 use crate::checkpoint::CheckpointError;
 use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::device::DeviceError;
 use crate::distributed::DistributedError;
 use crate::evaluate::EvaluateError;
 use crate::metrics::MetricsError;
@@ -21,6 +22,9 @@ pub enum TrainError {
     /// The images.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// The device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -101,6 +105,7 @@ impl TrainError {
         match self {
             Self::Config(error) => error.hint(),
             Self::Data(error) => error.hint(),
+            Self::Device(error) => error.hint(),
             Self::Checkpoint(error) => error.hint(),
             Self::Restore(error) => error.hint(),
             Self::Probe(error) => error.hint(),

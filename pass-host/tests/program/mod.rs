@@ -29,8 +29,19 @@ pub(crate) const TINY: &[&str] = &[
 
 /// `pass-host train PHOTOS` with the tiny settings, for `steps` steps into `out`.
 pub(crate) fn train(out: &Path, steps: usize, settings: &[&str], flags: &[&str]) -> Command {
+    train_on(&photos(), out, steps, settings, flags)
+}
+
+/// The same on other images.
+pub(crate) fn train_on(
+    images: &Path,
+    out: &Path,
+    steps: usize,
+    settings: &[&str],
+    flags: &[&str],
+) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pass-host"));
-    command.arg("train").arg(photos()).arg("--out").arg(out).args(["--device", "cpu"]);
+    command.arg("train").arg(images).arg("--out").arg(out).args(["--device", "cpu"]);
     command.arg("--steps").arg(steps.to_string());
     for setting in TINY.iter().chain(settings) {
         command.arg("--set").arg(setting);

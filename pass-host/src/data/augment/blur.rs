@@ -6,14 +6,14 @@ use pulp::Arch;
 use super::planes::Planes;
 
 /// Box blurs that stand for one Gaussian (Pillow's constant).
-const PASSES: u32 = 3;
+pub(super) const PASSES: u32 = 3;
 
 /// Blurs with a Gaussian of standard deviation `radius` pixels (Pillow's `ImageFilter.GaussianBlur`). `scratch` is
 /// any image; its buffer is reused.
 pub fn gaussian_blur(planes: &mut Planes, radius: f64, scratch: &mut Planes) {
-    let kernel = BoxKernel::new(box_radius(radius as f32, PASSES));
+    let kernel = BoxKernel::of_gaussian(radius);
     let (width, height) = (planes.width(), planes.height());
-    if width == 0 || height == 0 || kernel.edge == 0 && kernel.reach == 0 {
+    if width == 0 || height == 0 || kernel.changes_nothing() {
         return;
     }
     scratch.resize(width, height);
@@ -42,13 +42,23 @@ fn box_radius(radius: f32, passes: u32) -> f32 {
 
 /// A box of `2 * reach + 1` pixels of weight `center` and one more at each end of weight `edge`, in units of `2^-24`.
 #[derive(Clone, Copy, Debug)]
-struct BoxKernel {
-    reach: usize,
-    center: u32,
-    edge: u32,
+pub(super) struct BoxKernel {
+    pub(super) reach: usize,
+    pub(super) center: u32,
+    pub(super) edge: u32,
 }
 
 impl BoxKernel {
+    /// The box of which [`PASSES`] in a row stand for a Gaussian of standard deviation `radius`.
+    pub(super) fn of_gaussian(radius: f64) -> Self {
+        Self::new(box_radius(radius as f32, PASSES))
+    }
+
+    /// True if the box is one pixel.
+    pub(super) fn changes_nothing(self) -> bool {
+        self.edge == 0 && self.reach == 0
+    }
+
     fn new(radius: f32) -> Self {
         let reach = radius as usize;
         // single precision as in Pillow: the last bit of the weight decides where a sum is half-way between two bytes

@@ -91,7 +91,7 @@ impl Resampler {
 }
 
 /// A span of the full size in the pixels of an image that is reduced to `limit` pixels along this axis.
-fn reduced_span(start: u32, length: u32, reduction: u32, limit: u32) -> Span {
+pub(super) fn reduced_span(start: u32, length: u32, reduction: u32, limit: u32) -> Span {
     assert!(length > 0 && (start + length).div_ceil(reduction) <= limit, "a crop lies within its image");
     let scaled = |x: u32| f64::from(x) / f64::from(reduction);
     Span::new(scaled(start), scaled(start + length))

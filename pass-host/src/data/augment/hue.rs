@@ -9,7 +9,7 @@ use super::planes::Planes;
 
 /// Shifts the hue by `turns` in `[-0.5, 0.5]`.
 pub fn adjust_hue(planes: &mut Planes, turns: f64) {
-    let shift = (turns * 255.0) as i32 as u8;
+    let shift = shift_of(turns);
     let [red, green, blue] = planes.channels_mut();
     Arch::new().dispatch(
         #[inline(always)]
@@ -20,6 +20,11 @@ pub fn adjust_hue(planes: &mut Planes, turns: f64) {
             }
         },
     );
+}
+
+/// A shift in turns as what is added to the byte of the hue.
+pub(super) fn shift_of(turns: f64) -> u8 {
+    (turns * 255.0) as i32 as u8
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use super::planes::Planes;
 use crate::data::decode::Rgb8Image;
 
 /// Fraction bits of a weight (Pillow's `PRECISION_BITS`).
-const FRACTION_BITS: u32 = 22;
+pub(super) const FRACTION_BITS: u32 = 22;
 /// Reach of the bicubic kernel in pixels of the smaller of the two scales.
 const SUPPORT: f64 = 2.0;
 /// Rows handled together in the horizontal pass.
@@ -33,7 +33,13 @@ impl Span {
         Self { start, end, first: start.floor() as usize, limit: end.ceil() as usize }
     }
 
-    fn count(self) -> usize {
+    /// First pixel that may be looked at.
+    pub(super) fn first(self) -> usize {
+        self.first
+    }
+
+    /// Pixels that may be looked at.
+    pub(super) fn count(self) -> usize {
         self.limit - self.first
     }
 }
@@ -85,7 +91,7 @@ impl Bicubic {
 
 /// Pillow's order of the passes, which shows in the rounding between them: vertical first when the height shrinks by
 /// more than twice as many pixels as the width.
-fn vertical_first(columns: usize, rows: usize, width: usize, height: usize) -> bool {
+pub(super) fn vertical_first(columns: usize, rows: usize, width: usize, height: usize) -> bool {
     height < rows && rows + 2 * width > height + 2 * columns
 }
 
@@ -211,7 +217,7 @@ fn to_byte(sum: i32) -> u8 {
 
 /// The weights of every output pixel of an axis.
 #[derive(Debug, Default)]
-struct Weights {
+pub(super) struct Weights {
     /// First pixel of the span.
     origin: usize,
     /// First pixel behind the span.
@@ -225,13 +231,14 @@ struct Weights {
 impl Weights {
     /// First input pixel and weights of output pixel `i`.
     #[inline(always)]
-    fn of(&self, i: usize) -> (usize, &[i32]) {
+    pub(super) fn of(&self, i: usize) -> (usize, &[i32]) {
         let (first, end) = self.bounds[i];
         let start = if i == 0 { 0 } else { self.bounds[i - 1].1 };
         (first, &self.taps[start..end])
     }
 
-    fn compute(&mut self, span: Span, size: usize) {
+    /// The weights of `size` output pixels that cover `span`.
+    pub(super) fn compute(&mut self, span: Span, size: usize) {
         (self.origin, self.limit) = (span.first, span.limit);
         self.bounds.clear();
         self.taps.clear();

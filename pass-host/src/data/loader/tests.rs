@@ -35,9 +35,24 @@ fn settings(root: &Path) -> LoaderSettings {
     }
 }
 
-fn take(settings: LoaderSettings, count: usize) -> Vec<Batch> {
+/// A batch whose crops were made by the workers.
+#[derive(Clone, Debug, PartialEq)]
+struct Made {
+    start: u64,
+    epoch: u64,
+    images: Vec<u64>,
+    global: Vec<f32>,
+    local: Vec<f32>,
+}
+
+fn take(settings: LoaderSettings, count: usize) -> Vec<Made> {
     let mut loader = Loader::start(settings).unwrap();
-    (0..count).map(|_| loader.next().unwrap()).collect()
+    let next = |_| {
+        let Batch { start, epoch, images, views } = loader.next().unwrap();
+        let Views::Crops { global, local } = views else { panic!("no device takes them") };
+        Made { start, epoch, images, global, local }
+    };
+    (0..count).map(next).collect()
 }
 
 #[test]
@@ -230,6 +245,9 @@ fn settings_that_cannot_work_are_refused() {
     assert!(error.hint().unwrap().contains("at most 3"));
     let zero = Loader::start(LoaderSettings { batch: 0, ..settings(dir.path()) }).unwrap_err();
     assert!(matches!(zero, DataError::Setting { field: "batch", .. }));
+    let augment = AugmentConfig { device: AugmentDevice::Gpu, ..AugmentConfig::default() };
+    let gpu = Loader::start(LoaderSettings { batch: 2, augment, ..settings(dir.path()) }).unwrap_err();
+    assert!(matches!(gpu, DataError::Setting { field: "augment.device", .. }));
 }
 
 #[test]
@@ -243,4 +261,44 @@ fn dropping_a_loader_ends_its_threads() {
     assert!(loader.data_wait().last > 0.0 && loader.data_wait().total >= loader.data_wait().last);
     drop(loader);
     assert_eq!(Arc::strong_count(&index), 1, "no thread holds the index any more");
+}
+
+/// The emulator stands for the device: workers, batches sent ahead and kernels together give the crops of the workers.
+#[cfg(feature = "_emulator")]
+#[test]
+fn batches_on_a_device_are_those_of_the_processor() {
+    use crate::ops::Uploader;
+    use candle_core::{DType, Device};
+
+    let dir = tempfile::tempdir().unwrap();
+    pictures(dir.path(), 13);
+    // too large to be sent
+    image::RgbImage::from_fn(120, 90, |x, y| image::Rgb([x as u8, y as u8, (x * y) as u8]))
+        .save(dir.path().join("large.png"))
+        .unwrap();
+    fs::write(dir.path().join("003.png"), b"no picture").unwrap();
+    let base = LoaderSettings { max_bad: 1.0, ..settings(dir.path()) };
+    let expected = take(base.clone(), 7);
+    for device in [AugmentDevice::Cpu, AugmentDevice::Gpu] {
+        let augment = AugmentConfig { device, ..base.augment.clone() };
+        let settings = LoaderSettings { augment: augment.clone(), workers: 3, ..base.clone() };
+        let uploader = Uploader::new(&Device::Cpu).unwrap();
+        let mut loader = Loader::uploading(settings, uploader).unwrap();
+        for expected in &expected {
+            let Batch { start, epoch, images, views } = loader.next().unwrap();
+            let Views::Uploaded(upload) = views else { panic!("the device has the pixels") };
+            let crops = |crops, size| {
+                let crops = upload.crops(crops, &(0..4), size, &augment, DType::F32).unwrap();
+                crops.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            let made = Made { start, epoch, images, global: crops(0..2, 16), local: crops(2..4, 8) };
+            assert!(made == *expected, "batch at {start}, crops by {device:?}");
+        }
+        assert_eq!(loader.take_found().len(), 1, "the bad image is known here too");
+        assert!(loader.data_wait().total > 0.0);
+        // ends its threads while two more batches are ready and one is held
+        let held = loader.next().unwrap();
+        drop(loader);
+        drop(held);
+    }
 }

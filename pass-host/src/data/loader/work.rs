@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError};
 
-use super::{Assembly, Parts, Shared, lock};
-use crate::data::augment::{Augmenter, CropPlan, GLOBAL_CROPS, Planes, normalize_into, plans};
+use super::{Assembly, Parts, Shared, Views, lock};
+use crate::config::AugmentDevice;
+use crate::data::augment::{Augmenter, CropPlan, DeviceCrops, GLOBAL_CROPS, Planes, normalize_into, plans};
 use crate::data::decode::{Encoded, Rgb8Image};
 use crate::data::error::DataError;
 
@@ -18,6 +19,8 @@ pub(super) struct Worker<'a> {
     shared: &'a Shared,
     augmenter: Augmenter,
     crops: Vec<Planes>,
+    /// The same for a device, if there is one.
+    for_device: Option<DeviceCrops>,
 }
 
 /// What a worker found for one place of a batch.
@@ -29,7 +32,7 @@ struct Outcome {
 
 impl<'a> Worker<'a> {
     pub(super) fn new(shared: &'a Shared) -> Self {
-        Self { shared, augmenter: Augmenter::default(), crops: Vec::new() }
+        Self { shared, augmenter: Augmenter::default(), crops: Vec::new(), for_device: None }
     }
 
     /// Works until the loader stops.
@@ -68,12 +71,7 @@ impl<'a> Worker<'a> {
             }
             let (start, place) = state.next;
             if place == 0 && state.open.len() < settings.prefetch {
-                let parts = Parts {
-                    batch: self.shared.new_batch(start),
-                    remaining: settings.batch,
-                    bad: Vec::new(),
-                    error: None,
-                };
+                let parts = self.shared.new_parts(start);
                 state.open.push_back(Arc::new(Assembly { start, parts: parts.into() }));
             } else if place == 0 {
                 state = self.shared.taken.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +86,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Fills `self.crops` from the image, or the next good one after it in the list.
+    /// Fills `self.crops` or `self.for_device` from the image, or the next good one after it in the list.
     fn fill(&mut self, start: u64, image: u64) -> Outcome {
         let settings = &self.shared.settings;
         let count = settings.index.len() as u64;
@@ -115,7 +113,7 @@ impl<'a> Worker<'a> {
         outcome
     }
 
-    /// Fills `self.crops` from one image, or says what is wrong with it.
+    /// Fills `self.crops` or `self.for_device` from one image, or says what is wrong with it.
     fn crop(&mut self, epoch: u64, image: u64) -> Result<(), String> {
         let settings = &self.shared.settings;
         let bytes = settings.index.read(image as usize).map_err(|error| error.to_string())?;
@@ -124,7 +122,13 @@ impl<'a> Worker<'a> {
         let plans = plans(&settings.augment, settings.seed, epoch, image, width, height);
         let reduction = reduction(&encoded, &plans);
         let pixels = encoded.decode(reduction).map_err(|error| error.to_string())?;
+        let on_device = self.shared.uploads && settings.augment.device == AugmentDevice::Gpu;
+        if on_device && pixels.data.len() <= most_bytes(&plans) {
+            self.for_device = Some(DeviceCrops::of_image(&pixels, reduction, &plans));
+            return Ok(());
+        }
         self.apply(&pixels, reduction, &plans);
+        self.for_device = self.shared.uploads.then(|| DeviceCrops::finished(&self.crops));
         Ok(())
     }
 
@@ -135,8 +139,8 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Normalizes `self.crops` into their places of the batch.
-    fn store(&self, parts: &mut Parts, place: usize, outcome: Outcome) {
+    /// Normalizes `self.crops` into their places of the batch, or hands over what is for the device.
+    fn store(&mut self, parts: &mut Parts, place: usize, outcome: Outcome) {
         let settings = &self.shared.settings;
         parts.bad.extend(outcome.bad.into_iter().map(|(image, reason)| (place, image, reason)));
         if !outcome.found {
@@ -148,14 +152,19 @@ impl<'a> Worker<'a> {
             parts.fail(place, DataError::TooManyBad { bad, seen: bad, max_bad: settings.max_bad, files });
             return;
         }
-        let Parts { batch, .. } = parts;
+        let Parts { batch, for_device, .. } = parts;
         batch.images[place] = outcome.image;
+        if let Some(crops) = self.for_device.take() {
+            for_device[place] = crops;
+            return;
+        }
+        let Views::Crops { global, local } = &mut batch.views else { return };
         let (mean, std) = (settings.augment.mean, settings.augment.std);
         for (number, crop) in self.crops.iter().enumerate() {
             let (target, number) = if number < GLOBAL_CROPS {
-                (&mut batch.global, number)
+                (&mut *global, number)
             } else {
-                (&mut batch.local, number - GLOBAL_CROPS)
+                (&mut *local, number - GLOBAL_CROPS)
             };
             let length = crop.data().len();
             let start = (number * settings.batch + place) * length;
@@ -171,6 +180,12 @@ impl Parts {
             self.error = Some((place, error));
         }
     }
+}
+
+/// Bytes of pixels that a device may be given for an image: those of its finished crops as numbers. A larger image is cut up
+/// here, so that a batch takes no more memory than it does on the CPU.
+fn most_bytes(plans: &[CropPlan]) -> usize {
+    plans.iter().map(|plan| 3 * plan.size * plan.size * size_of::<f32>()).sum()
 }
 
 /// The strongest reduction at which every crop still has at least as many pixels as its target.

@@ -15,7 +15,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{DType, Device, Error, Result, Shape, Storage, Tensor, bail};
 
 /// True if kernels can run on this device.
-pub(in super::super) fn runs_on(device: &Device) -> bool {
+pub(crate) fn runs_on(device: &Device) -> bool {
     match device {
         Device::Cuda(_) => cfg!(feature = "cuda"),
         Device::Cpu => cfg!(feature = "_emulator"),
@@ -332,7 +332,8 @@ mod device {
     pub(crate) fn open(index: usize) -> Result<Device> {
         let device = Device::new_cuda_with_stream(index)?;
         let Device::Cuda(cuda) = &device else { return Ok(device) };
-        // SAFETY: this program uses the device through the one stream made above, so no two streams can touch a tensor.
+        // SAFETY: this program computes in the one stream made above. The only other stream is that of `upload`, which
+        // orders itself after and before it with events of its own.
         unsafe { cuda.disable_event_tracking() };
         let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
         let kept = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;

@@ -50,6 +50,8 @@ static inline __nv_bfloat16 __float2bfloat16(float value) {
 // Compiled without contraction, so these are plain.
 static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline double __dadd_rn(double a, double b) { return a + b; }
+static inline double __dmul_rn(double a, double b) { return a * b; }
 
 template <class V> static inline V min(V a, V b) { return b < a ? b : a; }
 
