@@ -101,14 +101,17 @@ impl Progress {
     }
 
     fn numbers(&self, m: &Metrics) -> String {
+        let of_chance = if self.chance.image_is_ln_k { "ln K" } else { "chance" };
+        // without a patch objective there is no patch loss
+        let patch = match m.loss_patch.is_finite() {
+            true => format!("  patch {:.2} (ln K {:.2})", m.loss_patch, self.chance.patch),
+            false => String::new(),
+        };
         format!(
-            "  epoch {:.2}  class {:.2} ({} {:.2})  patch {:.2} (ln K {:.2}){}  {:.1} images/s  data wait {:.0} %",
+            "  epoch {:.2}  class {:.2} ({of_chance} {:.2}){patch}{}  {:.1} images/s  data wait {:.0} %",
             m.epoch,
             m.loss_image,
-            if self.chance.image_is_ln_k { "ln K" } else { "chance" },
             self.chance.image,
-            m.loss_patch,
-            self.chance.patch,
             self.probe,
             m.images_per_s,
             100.0 * m.data_wait
@@ -171,6 +174,8 @@ mod tests {
         progress.log(&Metrics { knn_top1: Some(0.875), ..metrics });
         progress.log(&metrics);
         assert!(progress.last.contains("(ln K 6.24)  k-NN 87.5 %  42.2 images/s"), "{}", progress.last);
+        let plain = progress.numbers(&Metrics { loss_patch: f64::NAN, ..Metrics::default() });
+        assert!(!plain.contains("patch"), "{plain}");
         assert_eq!(progress.eta(10), "");
         assert_eq!(progress.eta(100), "  0s left");
     }
