@@ -53,7 +53,7 @@ pub(in super::super) fn crops(
         for along_columns in [0, 1] {
             for pass in 0..BLURS {
                 // six in all: the last is back in `planes`
-                let even = (along_columns * BLURS + pass) % 2 == 0;
+                let even = (along_columns * BLURS + pass).is_multiple_of(2);
                 let (from, to) = if even { (&planes, &blurred) } else { (&blurred, &planes) };
                 launch("box_blur").output(from).output(to).int(size).int(along_columns).int(parts).run()?;
             }
