@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use pass_host::config::presets::PRESETS;
+
 /// Runs the program in `dir` without a terminal.
 fn run_in(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pass-host"))
@@ -86,13 +88,13 @@ fn presets_are_listed_and_shown() {
     check("config_list", &run(&["config", "list"]));
     check("config_show", &run(&["config", "show", "paper-vit-s16", "--set", "seed=7"]));
     let json: serde_json::Value = serde_json::from_slice(&run(&["config", "list", "--json"]).stdout).unwrap();
-    assert_eq!(json["presets"].as_array().unwrap().len(), 4);
+    assert_eq!(json["presets"].as_array().unwrap().len(), PRESETS.len());
 }
 
 #[test]
 fn a_shown_preset_is_a_valid_file() {
     let dir = tempfile::tempdir().unwrap();
-    for preset in ["paper-vit-s16", "paper-vit-ti16-coco", "release-vit-s16", "demo"] {
+    for preset in PRESETS.map(|preset| preset.name) {
         let shown = run_in(dir.path(), &["config", "show", preset]);
         assert!(shown.status.success());
         fs::write(dir.path().join("mine.toml"), &shown.stdout).unwrap();
