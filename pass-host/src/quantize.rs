@@ -16,6 +16,7 @@ mod error;
 pub mod fidelity;
 pub mod float_vit;
 mod network;
+pub mod pass_file;
 mod read;
 pub mod round;
 mod smooth;
