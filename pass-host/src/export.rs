@@ -22,9 +22,12 @@ use candle_core::Tensor;
 use crate::checkpoint::{CheckpointError, write_atomically};
 use crate::config::run::{ExportFormat, ExportSettings, Grid};
 use crate::model::weights::{WeightsError, metadata};
-use crate::quantize::QuantizeError;
 use crate::quantize::pass_file::PassFile;
+use crate::quantize::{QuantizeError, input_scales};
 use source::Source;
+
+/// Photos that the scales of activations are measured on.
+const CALIBRATION_IMAGES: usize = 32;
 
 /// What was written.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -63,7 +66,9 @@ pub enum ExportError {
         what: &'static str,
     },
     /// Weights without aggregation head by the names of those that have one.
-    #[error("`--to safetensors`: expected own weights with an aggregation head, found a backbone with timm's names")]
+    #[error(
+        "`--to safetensors`: expected own weights with an aggregation head, found a backbone with timm's names"
+    )]
     NoAggregation,
     /// A size without a patch.
     #[error("size: expected at least one patch of {patch_size} pixels, found {height}x{width}")]
@@ -173,8 +178,7 @@ pub fn run(settings: &ExportSettings) -> Result<Exported, ExportError> {
     let out = &settings.out;
     let path_of = |name: &str| if export.folder { out.join(name) } else { out.clone() };
     if export.folder {
-        std::fs::create_dir_all(out)
-            .map_err(|source| ExportError::Folder { path: out.clone(), source })?;
+        std::fs::create_dir_all(out).map_err(|source| ExportError::Folder { path: out.clone(), source })?;
     }
     for (name, bytes) in &export.files {
         write(&path_of(name), bytes)?;
@@ -236,6 +240,7 @@ fn graph(
     name: &str,
 ) -> Result<Export, ExportError> {
     let trained = source.architecture.grid * source.architecture.patch_size;
+    let mut activations = None;
     let (bytes, size) = match quantized {
         None => {
             let grid = settings.grid.unwrap_or(Grid::Fixed((trained, trained)));
@@ -251,7 +256,23 @@ fn graph(
                 }
                 Some(Grid::Dynamic) => return Err(ExportError::FixedGrid { own, found: "any".into() }),
             }
-            (onnx::quantized(source, file, settings.input)?, Grid::Fixed(own))
+            let scales = match settings.calibrate.as_slice() {
+                [] => None,
+                photos => Some(input_scales::measure(file, photos, CALIBRATION_IMAGES)?),
+            };
+            activations = Some(match &scales {
+                None => {
+                    "Activations are int8 with a scale per token that the graph computes, as on the device."
+                        .to_owned()
+                }
+                Some(scales) => format!(
+                    "{} of the {} activations that meet int8 weights are int8 with one constant scale, measured on photos; the others \
+                     would lose too much by it and stay float. The accuracy below is that of a scale per token.",
+                    scales.count(),
+                    4 * source.architecture.depth
+                ),
+            });
+            (onnx::quantized(source, file, scales.as_ref(), settings.input)?, Grid::Fixed(own))
         }
     };
     let sides = match size {
@@ -263,7 +284,7 @@ fn graph(
         (false, 0) => "the mean of the patch tokens: this backbone has no class token",
         (false, _) => "the class token of the backbone",
     };
-    let interface = vec![
+    let mut interface = vec![
         format!(
             "Input `images` [batch, 3, {sides}]: RGB, {}. Pixels beyond the last whole patch are not read.",
             match settings.input {
@@ -274,6 +295,7 @@ fn graph(
         format!("Output `patch_tokens` [batch, N, {}], patches row by row.", source.architecture.dim),
         format!("Output `class_token` [batch, {}]: {class}.", source.architecture.dim),
     ];
+    interface.extend(activations);
     let usage = vec![
         "import onnxruntime".into(),
         format!("session = onnxruntime.InferenceSession('{name}')"),
@@ -302,7 +324,9 @@ fn transformers(settings: &ExportSettings, source: &Source) -> Result<Export, Ex
             huggingface::vit(source)?,
             "ViTModel",
             vec![
-                format!("`last_hidden_state[:, 1:, :{dim}]`: patch tokens behind the norm of the aggregation head."),
+                format!(
+                    "`last_hidden_state[:, 1:, :{dim}]`: patch tokens behind the norm of the aggregation head."
+                ),
                 format!(
                     "These weights were trained without a class token, which ViTModel always has: token 0 is one that no patch \
                      attends to, by {} channels more that are zero for patches. It means nothing. `--to huggingface-ijepa` \
@@ -344,7 +368,8 @@ fn state(settings: &ExportSettings, source: &Source, name: &str) -> Result<Expor
                 return Err(ExportError::NoAggregation);
             }
             interface = vec![
-                "`backbone.…` is the network, `ca_head.…` the aggregation head, which holds the class token.".into(),
+                "`backbone.…` is the network, `ca_head.…` the aggregation head, which holds the class token."
+                    .into(),
             ];
             let tensors = source.tensors.clone().into_iter().collect();
             let usage = vec![format!("pass-host features IMAGES --weights {}", settings.out.display())];
@@ -369,7 +394,8 @@ fn state(settings: &ExportSettings, source: &Source, name: &str) -> Result<Expor
                 ("positions".into(), source.positions.name().into()),
             ]);
             let usage = vec![
-                "from safetensors.torch import load_file; from timm.models import VisionTransformer".to_owned(),
+                "from safetensors.torch import load_file; from timm.models import VisionTransformer"
+                    .to_owned(),
                 format!("model = {call}"),
                 format!("model.load_state_dict(load_file('{name}'), strict=True)"),
             ];
@@ -386,7 +412,9 @@ fn openmmlab_usage(config: &str, name: &str) -> Vec<String> {
     let checkpoint = Path::new(name).with_extension("pth");
     let checkpoint = checkpoint.display();
     vec![
-        format!("python -c \"import torch, safetensors.torch as s; torch.save(s.load_file('{name}'), '{checkpoint}')\""),
+        format!(
+            "python -c \"import torch, safetensors.torch as s; torch.save(s.load_file('{name}'), '{checkpoint}')\""
+        ),
         format!(
             "backbone={}, init_cfg=dict(type='Pretrained', checkpoint='{checkpoint}'))",
             config.strip_suffix(')').unwrap_or(config)

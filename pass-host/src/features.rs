@@ -136,8 +136,7 @@ pub fn run(
             match load(&index, next, data.max_megapixels) {
                 Ok(image) => {
                     let resize = [height, width].map(|side| (side as f64 / CENTER_SHARE).round() as usize);
-                    let view =
-                        augmenter.prepare_center(&image, resize.into(), (height, width), mean, std);
+                    let view = augmenter.prepare_center(&image, resize.into(), (height, width), mean, std);
                     pixels.extend(view);
                     names.push(name);
                     count += 1;

@@ -15,6 +15,7 @@
 mod error;
 pub mod fidelity;
 pub mod float_vit;
+pub mod input_scales;
 mod network;
 pub mod pass_file;
 mod read;

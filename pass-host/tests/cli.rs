@@ -150,6 +150,11 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         ("pack_quality", &["pack", "photos", "--out", "f", "--format", "jpeg", "--quality", "0"]),
         ("bench_no_steps", &["bench", "train", "--steps", "0"]),
         ("export_format", &["export", "run", "--to", "pickle", "--out", "f"]),
+        ("export_size_without_graph", &["export", "run", "--to", "timm", "--out", "f", "--size", "224"]),
+        (
+            "export_calibration_alone",
+            &["export", "run", "--to", "onnx", "--out", "f", "--calibrate", "photos"],
+        ),
         ("import_origin", &["import", "f.onnx", "--from", "dinov2", "--out", "f.safetensors"]),
     ] {
         let output = run(args);

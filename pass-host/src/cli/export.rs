@@ -16,7 +16,8 @@ use crate::error::Error;
   pass-host export runs/demo-1 --to huggingface --out FOLDER
   pass-host export runs/demo-1 --to onnx --size 480x854 --out vit.onnx
   pass-host export runs/demo-1 --to onnx --dynamic-grid --input bytes --out vit.onnx
-  pass-host export runs/demo-1 --to onnx --quantized model.pass --out vit-int8.onnx")]
+  pass-host export runs/demo-1 --to onnx --quantized model.pass --out vit-int8.onnx
+  pass-host export runs/demo-1 --to onnx --quantized model.pass --calibrate PHOTOS --out vit-int8.onnx")]
 pub(super) struct ExportArgs {
     /// A run folder, a checkpoint folder, or a file of `export` or `import`.
     #[arg(value_name = "RUN|W")]
@@ -46,6 +47,10 @@ pub(super) struct ExportArgs {
     /// A `.pass` file of these weights: a graph with its int8 weights and scales (QuantizeLinear, DequantizeLinear).
     #[arg(long, value_name = "M.pass")]
     quantized: Option<PathBuf>,
+    /// Photos to measure one scale an activation on, as TensorRT and int8 kernels want it [default: a scale per token,
+    /// computed in the graph, as on the device].
+    #[arg(long, value_name = "IMAGES", requires = "quantized")]
+    calibrate: Vec<String>,
     /// Write a summary as one JSON object to standard output.
     #[arg(long)]
     json: bool,
@@ -60,7 +65,10 @@ pub(super) fn run(args: ExportArgs) -> Result<u8, Error> {
             ("--quantized", args.quantized.is_some()),
         ];
         if let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) {
-            return Err(Error::usage(format!("`{flag}` is for `--to onnx`"), "leave it out, or export a graph"));
+            return Err(Error::usage(
+                format!("`{flag}` is for `--to onnx`"),
+                "leave it out, or export a graph",
+            ));
         }
     }
     if args.out.file_name().is_none() {
@@ -82,6 +90,7 @@ pub(super) fn run(args: ExportArgs) -> Result<u8, Error> {
         grid,
         input: args.input,
         quantized: args.quantized,
+        calibrate: args.calibrate,
     };
     let exported = crate::export::run(&settings)?;
     output::note(&format!(

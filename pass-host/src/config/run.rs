@@ -167,6 +167,8 @@ pub struct ExportSettings {
     pub input: PixelInput,
     /// A `.pass` file whose int8 weights and scales the graph has.
     pub quantized: Option<PathBuf>,
+    /// Photos, as in `data.images`, on which one scale an activation is measured; none = a scale per token.
+    pub calibrate: Vec<String>,
 }
 
 /// How a run ended.

@@ -114,7 +114,9 @@ fn training(source: &Source) -> String {
         config.seed,
     );
     // names without folders: a card is published, where images lie is not
-    let name = |path: &String| Path::new(path).file_name().map_or(path.clone(), |name| name.to_string_lossy().into());
+    let name = |path: &String| {
+        Path::new(path).file_name().map_or(path.clone(), |name| name.to_string_lossy().into())
+    };
     let images = config.data.images.iter().map(name).collect::<Vec<String>>().join("`, `");
     write!(
         text,
@@ -127,5 +129,8 @@ fn training(source: &Source) -> String {
 }
 
 fn method(config: &crate::config::TrainConfig) -> String {
-    serde_json::to_value(config.image.method).ok().and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
+    serde_json::to_value(config.image.method)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
 }

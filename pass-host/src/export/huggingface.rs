@@ -133,7 +133,9 @@ fn rename(name: &str, tensor: Tensor) -> Result<Vec<(String, Tensor)>, ExportErr
         ["pos_embed"] => "embeddings.position_embeddings".into(),
         ["blocks", block, "norm1", part] => format!("encoder.layer.{block}.layernorm_before.{part}"),
         ["blocks", block, "norm2", part] => format!("encoder.layer.{block}.layernorm_after.{part}"),
-        ["blocks", block, "attn", "proj", part] => format!("encoder.layer.{block}.attention.output.dense.{part}"),
+        ["blocks", block, "attn", "proj", part] => {
+            format!("encoder.layer.{block}.attention.output.dense.{part}")
+        }
         ["blocks", block, "mlp", "fc1", part] => format!("encoder.layer.{block}.intermediate.dense.{part}"),
         ["blocks", block, "mlp", "fc2", part] => format!("encoder.layer.{block}.output.dense.{part}"),
         ["norm", part] => format!("layernorm.{part}"),

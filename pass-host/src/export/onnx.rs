@@ -22,6 +22,7 @@ use quantized::QuantizedLayers;
 use super::ExportError;
 use super::source::Source;
 use crate::config::run::{Grid, PixelInput};
+use crate::quantize::input_scales::InputScales;
 use crate::quantize::pass_file::PassFile;
 
 /// protobuf messages are smaller than this.
@@ -76,16 +77,18 @@ pub(super) fn float(source: &Source, grid: Grid, input: PixelInput) -> Result<Ve
     finish(graph, &layers, source, frame, &positions, &images, input)
 }
 
-/// The graph of the int8 weights of a `.pass` file made from `source`, whose aggregation head stays float.
+/// The graph of the int8 weights of a `.pass` file made from `source`, whose aggregation head stays float; activations have the
+/// given `scales`, or one a token.
 ///
 /// # Errors
 /// [`ExportError`] for a network that one file cannot hold.
 pub(super) fn quantized(
     source: &Source,
     file: &PassFile,
+    scales: Option<&InputScales>,
     input: PixelInput,
 ) -> Result<Vec<u8>, ExportError> {
-    let layers = QuantizedLayers { file };
+    let layers = QuantizedLayers { file, scales };
     let frame = Frame::of(file.architecture.image_size(), source.architecture.patch_size)?;
     let positions = Positions::Fixed(file.floats("pos_embed")?.to_vec());
     let (mean, std) = source.normalization;

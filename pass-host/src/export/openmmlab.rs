@@ -18,7 +18,9 @@ pub(super) fn mmsegmentation(source: &Source) -> Result<Vec<(String, Tensor)>, E
     for (name, tensor) in timm::tensors(source)? {
         let name = match name.split('.').collect::<Vec<_>>()[..] {
             ["patch_embed", "proj", part] => format!("patch_embed.projection.{part}"),
-            ["blocks", block, layer, part] => format!("layers.{block}.{}.{part}", layer.replace("norm", "ln")),
+            ["blocks", block, layer, part] => {
+                format!("layers.{block}.{}.{part}", layer.replace("norm", "ln"))
+            }
             ["blocks", block, "attn", "qkv", part] => format!("layers.{block}.attn.attn.in_proj_{part}"),
             ["blocks", block, "attn", "proj", part] => format!("layers.{block}.attn.attn.out_proj.{part}"),
             ["blocks", block, "mlp", "fc1", part] => format!("layers.{block}.ffn.layers.0.0.{part}"),

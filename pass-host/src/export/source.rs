@@ -60,15 +60,7 @@ impl Source {
     fn own(weights: TrainedWeights, run: Option<RunState>) -> Result<Self, ExportError> {
         let TrainedWeights { architecture, normalization, tensors } = weights;
         let (hidden, parts) = (hidden(&tensors)?, OptionalParts::default());
-        Ok(Self {
-            architecture,
-            hidden,
-            parts,
-            normalization,
-            positions: ResizeRule::Offset,
-            tensors,
-            run,
-        })
+        Ok(Self { architecture, hidden, parts, normalization, positions: ResizeRule::Offset, tensors, run })
     }
 
     /// Whether there is an aggregation head, which holds the class token of own weights.

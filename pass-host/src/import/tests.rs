@@ -148,9 +148,12 @@ impl Model {
         // the order of real exports: what leads to a tensor is its bias, never its place
         let [key, value, query] = ["key", "value", "query"].map(|part| {
             let output = self.linear(&format!("{name}.attention.attention.{part}"), &normed, DIM, DIM);
-            let count = self.constant(&format!("/{index}/{part}/heads"), TensorProto::of_ints("", &[1], &[HEADS as i64]));
-            let width =
-                self.constant(&format!("/{index}/{part}/width"), TensorProto::of_ints("", &[1], &[(DIM / HEADS) as i64]));
+            let count = self
+                .constant(&format!("/{index}/{part}/heads"), TensorProto::of_ints("", &[1], &[HEADS as i64]));
+            let width = self.constant(
+                &format!("/{index}/{part}/width"),
+                TensorProto::of_ints("", &[1], &[(DIM / HEADS) as i64]),
+            );
             let shape =
                 self.op("Concat", &format!("/{index}/{part}/shape"), &["batch", "tokens", &count, &width]);
             self.op("Reshape", &format!("/{index}/{part}"), &[&output, &shape])

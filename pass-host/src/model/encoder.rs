@@ -293,7 +293,9 @@ impl Encoder {
             Body::Vit(_) if height < stride || width < stride => {
                 Some(format!("sides of at least {stride} pixels, one patch"))
             }
-            Body::ResNet { .. } if height == 0 || width == 0 || height % stride != 0 || width % stride != 0 => {
+            Body::ResNet { .. }
+                if height == 0 || width == 0 || height % stride != 0 || width % stride != 0 =>
+            {
                 Some(format!("sides that are positive multiples of {stride}"))
             }
             _ => None,
@@ -412,7 +414,8 @@ impl Encoder {
 impl VitBody {
     /// All tokens behind the final norm, and the grid of the patches.
     fn tokens(&self, images: &Tensor) -> Result<(Tensor, (usize, usize))> {
-        let (patches, grid) = self.backbone.patchify(&whole_patches(images, self.architecture.patch_size)?)?;
+        let (patches, grid) =
+            self.backbone.patchify(&whole_patches(images, self.architecture.patch_size)?)?;
         let tokens = self.backbone.forward(&patches, grid, None)?;
         let tokens = match &self.norm {
             Some([weight, bias]) => self.ops.layer_norm(&tokens, weight, bias, LAYER_NORM_EPS)?,

@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use pass_edge::format::{Architecture, Contract, Header, Kind, Mode, TensorEntry};
+use ndarray::{Array1, Array2};
+use pass_edge::format::{Architecture, Contract, Header, Kind, Mode, Normalization, TensorEntry};
 use pass_edge::model::Model;
 
 use super::QuantizeError;
+use super::float_vit::{Block, FloatVit, Linear, Norm};
 
 /// Bytes before the header, whose length is the last four of them.
 const PREAMBLE: usize = 16;
@@ -33,6 +35,8 @@ pub struct PassFile {
     pub mode: Mode,
     /// The accuracy it promises.
     pub contract: Contract,
+    /// How pixels were normalized; part of the patch embedding.
+    pub normalization: Normalization,
     tensors: HashMap<String, Values>,
 }
 
@@ -52,6 +56,7 @@ impl PassFile {
             architecture: *model.architecture(),
             mode: model.mode(),
             contract: *model.contract(),
+            normalization: *model.normalization(),
             tensors,
         })
     }
@@ -76,6 +81,59 @@ impl PassFile {
             Some(Values::Int8s(values)) => Ok(values),
             _ => Err(missing(name)),
         }
+    }
+
+    /// The float network of the rounded weights.
+    ///
+    /// # Errors
+    /// If a tensor is missing.
+    pub fn dequantized(&self) -> Result<FloatVit, QuantizeError> {
+        let (patches, dim) = (self.architecture.patches(), self.architecture.dim());
+        let prefix = match self.architecture.prefix_tokens() {
+            0 => Array2::zeros((0, dim)),
+            tokens => self.matrix("prefix_tokens", tokens, dim)?,
+        };
+        let block = |block: u32| {
+            let name = |layer: &str| format!("blocks.{block}.{layer}");
+            Ok(Block {
+                norm1: self.norm(&name("norm1"))?,
+                qkv: self.linear(&name("attn.qkv"))?,
+                proj: self.linear(&name("attn.proj"))?,
+                norm2: self.norm(&name("norm2"))?,
+                fc1: self.linear(&name("mlp.fc1"))?,
+                fc2: self.linear(&name("mlp.fc2"))?,
+            })
+        };
+        Ok(FloatVit {
+            architecture: self.architecture,
+            normalization: self.normalization,
+            patch: self.linear("patch_embed.proj")?,
+            positions: self.matrix("pos_embed", patches, dim)?,
+            prefix,
+            blocks: (0..self.architecture.depth).map(block).collect::<Result<_, QuantizeError>>()?,
+            norm: if self.architecture.final_norm { Some(self.norm("norm")?) } else { None },
+        })
+    }
+
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Array2<f32>, QuantizeError> {
+        Array2::from_shape_vec((rows, columns), self.floats(name)?.to_vec()).map_err(|_| missing(name))
+    }
+
+    fn norm(&self, layer: &str) -> Result<Norm, QuantizeError> {
+        let part =
+            |part: &str| self.floats(&format!("{layer}.{part}")).map(|values| Array1::from(values.to_vec()));
+        Ok(Norm { weight: part("weight")?, bias: part("bias")? })
+    }
+
+    fn linear(&self, layer: &str) -> Result<Linear, QuantizeError> {
+        let part = |part: &str| self.floats(&format!("{layer}.{part}"));
+        let (scale, bias) = (part("scale")?, Array1::from(part("bias")?.to_vec()));
+        let name = format!("{layer}.weight");
+        let weight = self.int8s(&name)?;
+        let inputs = weight.len() / bias.len();
+        let values = weight.iter().enumerate().map(|(at, value)| f32::from(*value) * scale[at / inputs]);
+        let weight = Array2::from_shape_vec((bias.len(), inputs), values.collect());
+        Ok(Linear { weight: weight.map_err(|_| missing(&name))?, bias })
     }
 }
 
@@ -122,7 +180,6 @@ fn unpacked(panels: &[u8], rows: usize, columns: usize) -> Option<Vec<i8>> {
 
 #[cfg(test)]
 mod tests {
-    use pass_edge::format::Normalization;
     use pass_edge::writer::{Description, TensorData, write};
 
     use super::*;
@@ -142,13 +199,8 @@ mod tests {
             layer_scale_folded: false,
             pca_components: 0,
         };
-        let contract = Contract {
-            images: 1,
-            images_hash: 2,
-            mean_cosine: 0.9,
-            first_percentile: 0.8,
-            min_cosine: 0.7,
-        };
+        let contract =
+            Contract { images: 1, images_hash: 2, mean_cosine: 0.9, first_percentile: 0.8, min_cosine: 0.7 };
         let description = Description {
             name: "tiny",
             architecture,
@@ -184,6 +236,13 @@ mod tests {
         for (name, values) in &given {
             assert_eq!(file.tensors.get(name), Some(values), "{name}");
         }
+        let vit = file.dequantized().unwrap();
+        let (Values::Int8s(weights), Values::Floats(scales)) =
+            (&given["blocks.1.mlp.fc1.weight"], &given["blocks.1.mlp.fc1.scale"])
+        else {
+            panic!("kinds")
+        };
+        assert_eq!(vit.blocks[1].fc1.weight[[47, 31]], f32::from(weights[47 * 32 + 31]) * scales[47]);
         assert!(file.floats("pos_embed.weight").is_err() && file.int8s("pos_embed").is_err());
 
         std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();

@@ -124,7 +124,13 @@ fn transformer_block(
     let qkv = layers.linear(graph, &format!("{name}.attn.qkv"), &normed)?;
     let parts = ["q", "k", "v"].map(|part| format!("{name}.attn.{part}"));
     let [q, k, v] = parts.each_ref().map(String::as_str);
-    graph.node_with("Split", &format!("{name}.attn.split"), &[&qkv], &[q, k, v], &[Attribute::of_int("axis", 2)]);
+    graph.node_with(
+        "Split",
+        &format!("{name}.attn.split"),
+        &[&qkv],
+        &[q, k, v],
+        &[Attribute::of_int("axis", 2)],
+    );
     let attended = attention(graph, sizes, &format!("{name}.attn"), [q, k, v]);
     let branch = layers.linear(graph, &format!("{name}.attn.proj"), &attended)?;
     let x = graph.node("Add", &format!("{name}.attn.residual"), &[x, &branch], &[]);
@@ -154,7 +160,8 @@ fn attention(graph: &mut GraphBuilder, sizes: Sizes, name: &str, [q, k, v]: [&st
     let scale = graph.float("attention.scale", (d as f32).sqrt().recip());
     let q = graph.node("Mul", &format!("{name}.q.scaled"), &[&q, &scale], &[]);
     let scores = graph.node("MatMul", &format!("{name}.scores"), &[&q, &k], &[]);
-    let weights = graph.node("Softmax", &format!("{name}.softmax"), &[&scores], &[Attribute::of_int("axis", -1)]);
+    let weights =
+        graph.node("Softmax", &format!("{name}.softmax"), &[&scores], &[Attribute::of_int("axis", -1)]);
     let out = graph.node("MatMul", &format!("{name}.mixed"), &[&weights, &v], &[]);
     let out = graph.transpose(&format!("{name}.tokens"), &out, &[0, 2, 1, 3]);
     graph.reshape(&format!("{name}.joined"), &out, &[0, 0, dim as i64])

@@ -42,9 +42,8 @@ pub(super) fn resized(graph: &mut GraphBuilder, source: &Source, map: &str) -> R
 /// What is added to a side: nothing if both are those of the table, which is then used as it is.
 fn offset(graph: &mut GraphBuilder, sides: &[String; 2], base: usize) -> String {
     let base = graph.constant(&TensorProto::of_ints("grid.base", &[], &[base as i64]));
-    let same = [0, 1].map(|axis| {
-        graph.node("Equal", &format!("{}.same", sides[axis]), &[&sides[axis], &base], &[])
-    });
+    let same =
+        [0, 1].map(|axis| graph.node("Equal", &format!("{}.same", sides[axis]), &[&sides[axis], &base], &[]));
     let same = graph.node("And", "grid.same", &[&same[0], &same[1]], &[]);
     let (nothing, offset) = (graph.float("grid.nothing", 0.0), graph.float("grid.tenth", OFFSET as f32));
     graph.node("Where", "grid.offset", &[&same, &nothing, &offset], &[])

@@ -2,13 +2,16 @@
 //!
 //! Weights are the integers of the file, one scale an output, behind a DequantizeLinear. Activations are quantized as the device does
 //! it: symmetric int8 with a scale per token, the largest magnitude of its row over 127. QuantizeLinear takes a scale per slice of an
-//! axis, and scales may be computed, so tokens of all images become one axis for it. The products of attention, which the device
-//! forms in 12-bit integers, stay float: no operator has 12 bits.
+//! axis, and scales may be computed, so tokens of all images become one axis for it. Given scales measured on photos
+//! ([`input_scales`](crate::quantize::input_scales)), an activation has one scale instead, a constant, as runtimes want it that fuse
+//! the pairs into int8 kernels, or stays float where one scale would lose too much. The products of attention, which the device forms in 12-bit integers, stay float: no operator has
+//! 12 bits.
 
 use super::graph::GraphBuilder;
 use super::network::{BackboneLayers, Layers, patch_convolution};
 use crate::export::ExportError;
 use crate::onnx::{Attribute, INT8, TensorProto};
+use crate::quantize::input_scales::InputScales;
 use crate::quantize::pass_file::PassFile;
 
 /// Largest magnitude of an int8 activation.
@@ -19,6 +22,8 @@ const SMALLEST_SCALE: f32 = 1e-30;
 /// The layers of a file.
 pub(super) struct QuantizedLayers<'f> {
     pub(super) file: &'f PassFile,
+    /// Scales of activations; nothing = one a token, computed.
+    pub(super) scales: Option<&'f InputScales>,
 }
 
 impl QuantizedLayers<'_> {
@@ -39,7 +44,11 @@ impl Layers for QuantizedLayers<'_> {
         let transposed: Vec<i8> =
             (0..inputs * outputs).map(|at| weight[at % outputs * inputs + at / outputs]).collect();
         let weight = dequantized_weight(graph, layer, &[inputs, outputs], &transposed, scale, 1);
-        let x = per_token(graph, layer, x, inputs);
+        let x = match self.scales.map(|scales| scales.of(layer)) {
+            Some(Some(scale)) => rounded(graph, &format!("{layer}.input"), x, scale),
+            Some(None) => x.to_owned(),
+            None => per_token(graph, layer, x, inputs),
+        };
         let bias = graph.floats(&format!("{layer}.bias"), &[outputs], bias);
         let product = graph.node("MatMul", &format!("{layer}.product"), &[&x, &weight], &[]);
         Ok(graph.node("Add", layer, &[&product, &bias], &[]))
@@ -59,10 +68,7 @@ impl BackboneLayers for QuantizedLayers<'_> {
         let weight = dequantized_weight(graph, layer, &[bias.len(), 3, side, side], weight, scale, 0);
         let bias = graph.floats(&format!("{layer}.bias"), &[bias.len()], bias);
         // bytes minus 128 are integers already
-        let scale = graph.float("pixels.scale", 1.0);
-        let zero = graph.constant(&TensorProto::of_int8s("pixels.zero", &[], &[0]));
-        let images = graph.node("QuantizeLinear", "pixels.int8", &[images, &scale, &zero], &[]);
-        let images = graph.node("DequantizeLinear", "pixels.whole", &[&images, &scale, &zero], &[]);
+        let images = rounded(graph, "pixels.whole", images, 1.0);
         Ok(patch_convolution(graph, [&images, &weight, &bias], side))
     }
 }
@@ -82,6 +88,14 @@ fn dequantized_weight(
     let scale = graph.floats(&format!("{layer}.scale"), &[scale.len()], scale);
     let name = format!("{layer}.weight.float");
     graph.node("DequantizeLinear", &name, &[&weight, &scale, &zeros], &[Attribute::of_int("axis", axis)])
+}
+
+/// `x` rounded to int8 with one scale.
+fn rounded(graph: &mut GraphBuilder, name: &str, x: &str, scale: f32) -> String {
+    let scale = graph.float(&format!("{name}.scale"), scale);
+    let zero = graph.constant(&TensorProto::of_int8s("int8.zero", &[], &[0]));
+    let rounded = graph.node("QuantizeLinear", &format!("{name}.int8"), &[x, &scale, &zero], &[]);
+    graph.node("DequantizeLinear", &format!("{name}.float"), &[&rounded, &scale, &zero], &[])
 }
 
 /// `x` `[B, T, width]` rounded to int8 with a scale per token.

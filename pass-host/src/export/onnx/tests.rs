@@ -20,7 +20,8 @@ const GRID: usize = 3;
 fn source(registers: Option<usize>) -> Source {
     let architecture = Architecture::backbone_only(DIM, 2, HEADS, PATCH, GRID);
     let parameters = Parameters::init(&architecture, Role::Teacher, 1, &Device::Cpu).unwrap();
-    let kept = |name: &str| name.starts_with("backbone.") || registers.is_none() && name.starts_with("ca_head.");
+    let kept =
+        |name: &str| name.starts_with("backbone.") || registers.is_none() && name.starts_with("ca_head.");
     let mut tensors: std::collections::HashMap<_, _> =
         parameters.to_tensors().into_iter().filter(|(name, _)| kept(name)).collect();
     let mut parts = OptionalParts::default();
@@ -69,7 +70,11 @@ fn read(bytes: &[u8]) -> Read {
     let mut read = BTreeSet::new();
     for node in &nodes {
         for input in &node.inputs {
-            assert!(known.contains(input.as_str()), "`{}` reads `{input}`, which is not there yet", node.name);
+            assert!(
+                known.contains(input.as_str()),
+                "`{}` reads `{input}`, which is not there yet",
+                node.name
+            );
             read.insert(input.as_str());
         }
         for output in &node.outputs {
@@ -80,10 +85,10 @@ fn read(bytes: &[u8]) -> Read {
     assert!(unread.is_empty(), "initializers that nothing reads: {unread:?}");
     assert_eq!(model.opset_import[0].version, 17);
     let names = |values: &[ValueInfo]| values.iter().map(|value| value.name.clone()).collect::<Vec<_>>();
-    assert_eq!((names(&graph.inputs), names(&graph.outputs)), (
-        vec!["images".to_owned()],
-        vec!["patch_tokens".to_owned(), "class_token".to_owned()]
-    ));
+    assert_eq!(
+        (names(&graph.inputs), names(&graph.outputs)),
+        (vec!["images".to_owned()], vec!["patch_tokens".to_owned(), "class_token".to_owned()])
+    );
     for output in names(&graph.outputs) {
         assert!(known.contains(output.as_str()));
     }
@@ -114,8 +119,13 @@ fn a_fixed_grid_has_its_sides_in_the_file_and_an_open_one_their_names() {
     assert_eq!(sides(&graph.outputs[0]), ["batch", "20", "32"], "4 x 5 whole patches");
     assert_eq!(sides(&graph.outputs[1]), ["batch", "32"]);
     assert_eq!(graph.initializers["pos_embed"].dims, [1, 20, 32]);
-    let values: Vec<f32> =
-        graph.initializers["pos_embed"].raw_data.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    let values: Vec<f32> = graph.initializers["pos_embed"]
+        .raw_data
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect();
     assert_eq!(values, source.positions_of((4, 5)).unwrap());
 
     let graph = read(&float(&source, Grid::Dynamic, PixelInput::Normalized).unwrap());
@@ -126,7 +136,9 @@ fn a_fixed_grid_has_its_sides_in_the_file_and_an_open_one_their_names() {
 
 #[test]
 fn every_part_of_the_network_is_in_the_graph_once() {
-    for (registers, norms, head) in [(None, 2 * 2 + 2 * 2 + 1, true), (Some(0), 2 * 2 + 1, false), (Some(4), 2 * 2 + 1, false)] {
+    for (registers, norms, head) in
+        [(None, 2 * 2 + 2 * 2 + 1, true), (Some(0), 2 * 2 + 1, false), (Some(4), 2 * 2 + 1, false)]
+    {
         let source = source(registers);
         let graph = read(&float(&source, fixed((12, 12)), PixelInput::Bytes).unwrap());
         let count = |op: &str| graph.nodes.iter().filter(|node| node.op == op).count();
