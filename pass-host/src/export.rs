@@ -161,8 +161,10 @@ pub fn run(settings: &ExportSettings) -> Result<Exported, ExportError> {
     let name = settings.out.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let export = match settings.to {
         ExportFormat::Onnx => graph(settings, &source, quantized.as_ref(), &name)?,
-        ExportFormat::Huggingface | ExportFormat::HuggingfaceIjepa => transformers(settings, &source)?,
-        _ => state(settings, &source, &name)?,
+        ExportFormat::Huggingface | ExportFormat::HuggingfaceIjepa => {
+            transformers(settings.to, &source, &name)?
+        }
+        _ => state(settings.to, &source, &name)?,
     };
     let text = card::text(
         &source,
@@ -305,9 +307,9 @@ fn graph(
 }
 
 /// `--to huggingface`, `--to huggingface-ijepa`
-fn transformers(settings: &ExportSettings, source: &Source) -> Result<Export, ExportError> {
+fn transformers(format: ExportFormat, source: &Source, name: &str) -> Result<Export, ExportError> {
     let dim = source.architecture.dim;
-    let (folder, class, interface) = match settings.to {
+    let (folder, class, interface) = match format {
         ExportFormat::HuggingfaceIjepa => (
             huggingface::ijepa(source)?,
             "IJepaModel",
@@ -345,14 +347,14 @@ fn transformers(settings: &ExportSettings, source: &Source) -> Result<Export, Ex
     ];
     let usage = vec![
         format!("from transformers import {class}"),
-        format!("model = {class}.from_pretrained('{}', add_pooling_layer=False)", settings.out.display()),
+        format!("model = {class}.from_pretrained('{name}', add_pooling_layer=False)"),
         "tokens = model(images).last_hidden_state".into(),
     ];
     Ok(Export { files, folder: true, usage, interface })
 }
 
 /// One safetensors file.
-fn state(settings: &ExportSettings, source: &Source, name: &str) -> Result<Export, ExportError> {
+fn state(format: ExportFormat, source: &Source, name: &str) -> Result<Export, ExportError> {
     let normed = match (source.has_final_norm(), source.has_aggregation()) {
         (false, true) => {
             "Patch tokens before the final norm (timm: `get_intermediate_layers(x, norm=False)`) are those of `pass-host features`; \
@@ -362,7 +364,7 @@ fn state(settings: &ExportSettings, source: &Source, name: &str) -> Result<Expor
         (false, false) => "Patch tokens are those of `pass-host features`.",
     };
     let mut interface = vec![normed.to_owned()];
-    let (tensors, mut told, usage) = match settings.to {
+    let (tensors, mut told, usage) = match format {
         ExportFormat::Safetensors => {
             if !source.has_aggregation() {
                 return Err(ExportError::NoAggregation);
@@ -372,7 +374,7 @@ fn state(settings: &ExportSettings, source: &Source, name: &str) -> Result<Expor
                     .into(),
             ];
             let tensors = source.tensors.clone().into_iter().collect();
-            let usage = vec![format!("pass-host features IMAGES --weights {}", settings.out.display())];
+            let usage = vec![format!("pass-host features IMAGES --weights {name}")];
             (tensors, metadata(&source.architecture, &source.normalization), usage)
         }
         ExportFormat::Mmsegmentation => {

@@ -17,12 +17,12 @@ use crate::error::Error;
   pass-host export runs/demo-1 --to onnx --size 480x854 --out vit.onnx
   pass-host export runs/demo-1 --to onnx --dynamic-grid --input bytes --out vit.onnx
   pass-host export runs/demo-1 --to onnx --quantized model.pass --out vit-int8.onnx
-  pass-host export runs/demo-1 --to onnx --quantized model.pass --calibrate PHOTOS --out vit-int8.onnx")]
+  pass-host export runs/demo-1 --to onnx --quantized m.pass --calibrate PHOTOS --out vit.onnx")]
 pub(super) struct ExportArgs {
     /// A run folder, a checkpoint folder, or a file of `export` or `import`.
     #[arg(value_name = "RUN|W")]
     source: PathBuf,
-    /// For whom:
+    /// For whom it is.
     #[arg(long, value_enum, value_name = "FORMAT")]
     to: ExportFormat,
     /// The file to write, a folder for transformers; the card goes to F.md, or README.md in the folder.

@@ -75,7 +75,8 @@ pub(super) fn mmdetection_config(source: &Source) -> String {
     let sizes = &source.architecture;
     format!(
         "dict(type='ViT', img_size=1024, pretrain_img_size={}, patch_size={}, embed_dim={}, depth={}, num_heads={}, \
-         mlp_ratio={}, qkv_bias=True, use_rel_pos=False, pretrain_use_cls_token=False)",
+         mlp_ratio={}, qkv_bias=True, use_rel_pos=False, pretrain_use_cls_token=False, \
+         norm_cfg=dict(type='LN', eps=1e-6))",
         sizes.grid * sizes.patch_size,
         sizes.patch_size,
         sizes.dim,
