@@ -162,6 +162,35 @@ check_gpu() { # the same tests built for a GPU, into target/gpu-tests; run there
   $built/pass_host ops:: && $built/golden_host && $built/trainer
 }
 
+check_export() { # every export loaded in the library it is for: timm, transformers, onnx, onnxruntime, from pip or the Python of EXPORT_PYTHON
+  local python=${EXPORT_PYTHON:-target/export-venv/bin/python} modules="torch timm transformers onnx onnxruntime PIL safetensors"
+  if ! "$python" -c "import ${modules// /, }" 2>/dev/null; then
+    python3 -m venv target/export-venv && python=target/export-venv/bin/python
+    "$python" -m pip install -q torch timm transformers onnx onnxruntime pillow safetensors ||
+      skip "the Python packages could not be installed"
+  fi
+  cargo build --locked -p pass-host
+  "$python" tests/export_check.py target/debug/pass-host fixtures/photos
+}
+
+check_package() { # what would be published of each crate: nothing to complain about, licences, builds from its own archive
+  local packages=(-p pass-core -p pass-edge -p pass-host --locked --allow-dirty)
+  cargo package "${packages[@]}" --no-verify 2>&1 | tee target/package.log
+  ! grep -i '^warning' target/package.log || { echo "cargo package warns"; return 1; }
+  for crate in pass-core pass-edge pass-host; do
+    for file in LICENSE-MIT LICENSE-APACHE README.md; do
+      tar -tzf "$(ls -t target/package/"$crate"-*.crate | head -1)" "${crate}-*/$file" --wildcards >/dev/null ||
+        { echo "$crate: $file is missing"; return 1; }
+    done
+  done
+  # the examples without default features, documentation with the features of docs.rs
+  for crate in pass-core pass-edge; do cargo build --locked -p "$crate" --no-default-features --examples; done
+  RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pass-core --all-features
+  RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pass-edge --features threads
+  RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pass-host
+  cargo package "${packages[@]}"
+}
+
 check_mpi() { # several ranks: 1, 2 and 4 learn the same, a killed one leaves a checkpoint for 3
   if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skip "MPI is not installed (Debian: libopenmpi-dev openmpi-bin libclang-dev)"

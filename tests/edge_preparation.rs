@@ -12,7 +12,8 @@ use pass_host::random::{Purpose, Stream};
 /// The trainer's evaluation view as bytes, `[size, size, 3]`.
 fn on_host(image: &Rgb8Image, size: usize) -> Vec<u8> {
     let resize = (size as f64 / 0.875).round() as usize;
-    let planes = Augmenter::default().prepare_center(image, resize, size, [0.0; 3], [1.0; 3]);
+    let planes =
+        Augmenter::default().prepare_center(image, (resize, resize), (size, size), [0.0; 3], [1.0; 3]);
     let byte = |value: f32| (value * 255.0).round() as u8;
     let pixels = size * size;
     (0..3 * pixels).map(|at| byte(planes[at % 3 * pixels + at / 3])).collect()

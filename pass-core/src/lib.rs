@@ -43,17 +43,9 @@
 //!
 //! # Example
 //!
-//! ```
-//! use pass_core::{matching, neighborhood::{Border, Neighborhood, Window}, shape::{PatchGrid, Tokens}};
+//! `examples/positives.rs`:
 //!
-//! let features = [1.0, 0.0, 0.9, 0.1, 0.0, 1.0, 0.1, 0.9]; // 2×2 patches, D = 2
-//! let neighborhood = Neighborhood::new(PatchGrid::new(2, 2)?, Window::Side(3), Border::Wrap)?;
-//! let mut scratch = [0.0; 16];
-//! let mut best = [0; 4];
-//! matching::match_into(Tokens::new(&features, 4, 2)?, &neighborhood, 1, &mut scratch, &mut best)?;
-//! assert_eq!(best, [1, 0, 3, 2]);
-//! # Ok::<(), pass_core::Error>(())
-//! ```
+#![doc = concat!("```\n", include_str!("../examples/positives.rs"), "```")]
 //!
 //! # Contracts
 //!

@@ -19,21 +19,9 @@
 //!
 //! # Image to features
 //!
-//! ```no_run
-//! use pass_edge::{features, image::{Image, PixelOrder}, kernels::Kernel, model::Model, scratch::{Scratch, ScratchLen}};
-//! use pass_edge::format::Architecture;
+//! `examples/features_of_a_frame.rs`:
 //!
-//! const LEN: ScratchLen = ScratchLen::of(&Architecture::vit_tiny(16, (14, 14)));
-//! # fn frame() -> &'static [u8] { &[] }
-//! # fn flash() -> &'static [u8] { &[] }
-//! let model = Model::from_bytes(flash())?;
-//! let (mut floats, mut words, mut bytes) = ([0.0; LEN.floats], [0; LEN.words], [0; LEN.bytes]);
-//! let mut scratch = Scratch::new(LEN, &mut floats, &mut words, &mut bytes)?;
-//! let mut out = [0.0; 196 * 192];
-//! let image = Image::new(frame(), (224, 224), 3 * 224, PixelOrder::Rgb)?;
-//! features(&model, &image, Kernel::best(), &mut scratch, &mut out)?;
-//! # Ok::<(), pass_edge::Error>(())
-//! ```
+#![doc = concat!("```\n", include_str!("../examples/features_of_a_frame.rs"), "```")]
 //!
 //! # Arithmetic
 //!

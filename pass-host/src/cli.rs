@@ -111,6 +111,15 @@ fn thread_count(text: &str) -> Result<usize, String> {
         .ok_or_else(|| "expected a number from 1 to 1024".to_owned())
 }
 
+/// `224` or `480x854` as height and width.
+fn image_size(text: &str) -> Result<(usize, usize), String> {
+    let (height, width) = text.split_once('x').unwrap_or((text, text));
+    match (height.parse(), width.parse()) {
+        (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok((height, width)),
+        _ => Err("expected `PIXELS` or `HEIGHTxWIDTH`".to_owned()),
+    }
+}
+
 /// Does what the command line says; the exit code, if all went well.
 ///
 /// # Errors

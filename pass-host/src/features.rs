@@ -45,13 +45,15 @@ pub enum FeatureError {
     /// The weights.
     #[error(transparent)]
     Weights(#[from] WeightsError),
-    /// A view that patches do not divide.
-    #[error("view size: expected a positive multiple of the patch size {patch_size}, found {found}")]
+    /// A view without a feature.
+    #[error("view size: expected {expected}, found {height}x{width}")]
     Size {
-        /// Side of a patch.
-        patch_size: usize,
-        /// The size asked for.
-        found: usize,
+        /// What the sides must be.
+        expected: String,
+        /// The height asked for.
+        height: usize,
+        /// The width asked for.
+        width: usize,
     },
     /// No image could be decoded.
     #[error("none of {count} images could be used; the first: `{name}`: {reason}")]
@@ -91,7 +93,7 @@ impl FeatureError {
         match self {
             Self::Data(error) => error.hint(),
             Self::Weights(error) => error.hint(),
-            Self::Size { patch_size, .. } => Some(format!("for example `--size {}`", 14 * patch_size)),
+            Self::Size { .. } => Some("for example `--size 224` or `--size 480x832`".into()),
             Self::Format { .. } => Some("name the file `features.safetensors` or `features.npy`".into()),
             Self::Names(error) => error.hint(),
             Self::AllBad { .. } | Self::Write { .. } | Self::Tensor(_) => None,
@@ -109,15 +111,15 @@ pub fn run(
     let options =
         EncoderOptions { network: settings.network, heads: settings.heads, ..EncoderOptions::default() };
     let encoder = Encoder::open(&settings.weights, &options, &settings.compute.device)?;
-    let patch_size = encoder.stride();
-    let size = settings.size.unwrap_or(encoder.trained_size());
-    if size == 0 || !size.is_multiple_of(patch_size) {
-        return Err(FeatureError::Size { patch_size, found: size });
+    let stride = encoder.stride();
+    let (height, width) = settings.size.unwrap_or((encoder.trained_size(), encoder.trained_size()));
+    if let Some(expected) = encoder.wanted_instead_of((height, width)) {
+        return Err(FeatureError::Size { expected, height, width });
     }
     let data = DataConfig { images: settings.images.clone(), ..DataConfig::default() };
     let index = ImageIndex::build(&data, None)?;
     let row = match settings.tokens {
-        Tokens::Patch => vec![(size / patch_size).pow(2), encoder.dim()],
+        Tokens::Patch => vec![(height / stride) * (width / stride), encoder.dim()],
         Tokens::Class => vec![encoder.class_dim()],
     };
     let write = |source| FeatureError::Write { path: settings.out.clone(), source };
@@ -133,8 +135,9 @@ pub fn run(
             let name = index.name(next);
             match load(&index, next, data.max_megapixels) {
                 Ok(image) => {
-                    let resize = (size as f64 / CENTER_SHARE).round() as usize;
-                    pixels.extend(augmenter.prepare_center(&image, resize, size, mean, std));
+                    let resize = [height, width].map(|side| (side as f64 / CENTER_SHARE).round() as usize);
+                    let view = augmenter.prepare_center(&image, resize.into(), (height, width), mean, std);
+                    pixels.extend(view);
                     names.push(name);
                     count += 1;
                 }
@@ -143,7 +146,7 @@ pub fn run(
             next += 1;
         }
         if count > 0 {
-            let images = Tensor::from_vec(pixels, (count, 3, size, size), &settings.compute.device)?;
+            let images = Tensor::from_vec(pixels, (count, 3, height, width), &settings.compute.device)?;
             let tokens = match settings.tokens {
                 Tokens::Patch => encoder.patch_features(&images)?.features,
                 Tokens::Class => encoder.class_features(&images)?,

@@ -42,6 +42,7 @@ pub mod import;
 pub mod metrics;
 pub mod model;
 pub mod objective;
+mod onnx;
 pub mod ops;
 pub mod optimizer;
 pub mod pack;

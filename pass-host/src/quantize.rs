@@ -15,7 +15,9 @@
 mod error;
 pub mod fidelity;
 pub mod float_vit;
+pub mod input_scales;
 mod network;
+pub mod pass_file;
 mod read;
 pub mod round;
 mod smooth;

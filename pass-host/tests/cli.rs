@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use pass_host::config::presets::PRESETS;
+
 /// Runs the program in `dir` without a terminal.
 fn run_in(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pass-host"))
@@ -86,21 +88,15 @@ fn help_of_every_command() {
 fn presets_are_listed_and_shown() {
     check("config_list", &run(&["config", "list"]));
     check("config_show", &run(&["config", "show", "paper-vit-s16", "--set", "seed=7"]));
-    assert_eq!(presets().len(), text(&run(&["config", "list"]).stdout).lines().count());
-}
-
-/// The names of all presets, as programs see them.
-fn presets() -> Vec<String> {
     let json: serde_json::Value = serde_json::from_slice(&run(&["config", "list", "--json"]).stdout).unwrap();
-    let presets = json["presets"].as_array().unwrap();
-    presets.iter().map(|preset| preset["name"].as_str().unwrap().to_owned()).collect()
+    assert_eq!(json["presets"].as_array().unwrap().len(), PRESETS.len());
 }
 
 #[test]
 fn a_shown_preset_is_a_valid_file() {
     let dir = tempfile::tempdir().unwrap();
-    for preset in presets() {
-        let shown = run_in(dir.path(), &["config", "show", &preset]);
+    for preset in PRESETS.map(|preset| preset.name) {
+        let shown = run_in(dir.path(), &["config", "show", preset]);
         assert!(shown.status.success());
         fs::write(dir.path().join("mine.toml"), &shown.stdout).unwrap();
         let checked = run_in(dir.path(), &["config", "check", "mine.toml"]);
@@ -108,7 +104,7 @@ fn a_shown_preset_is_a_valid_file() {
         assert!(text(&checked.stdout).starts_with(&format!("valid: preset {preset} ")));
         let json = run_in(dir.path(), &["config", "check", "mine.toml", "--json"]).stdout;
         let report: serde_json::Value = serde_json::from_slice(&json).unwrap();
-        assert_eq!((&report["valid"], &report["preset"]), (&true.into(), &preset.as_str().into()));
+        assert_eq!((&report["valid"], &report["preset"]), (&true.into(), &preset.into()));
     }
 }
 
@@ -157,6 +153,11 @@ fn wrong_usage_exits_with_2_and_says_what_to_do() {
         ("pack_quality", &["pack", "photos", "--out", "f", "--format", "jpeg", "--quality", "0"]),
         ("bench_no_steps", &["bench", "train", "--steps", "0"]),
         ("export_format", &["export", "run", "--to", "pickle", "--out", "f"]),
+        ("export_size_without_graph", &["export", "run", "--to", "timm", "--out", "f", "--size", "224"]),
+        (
+            "export_calibration_alone",
+            &["export", "run", "--to", "onnx", "--out", "f", "--calibrate", "photos"],
+        ),
         ("import_origin", &["import", "f.onnx", "--from", "dinov2", "--out", "f.safetensors"]),
     ] {
         let output = run(args);

@@ -33,9 +33,10 @@ pub(super) struct FeaturesArgs {
     /// Attention heads, for a file that does not tell.
     #[arg(long, value_name = "N")]
     heads: Option<usize>,
-    /// Side in pixels to which images are resized and cropped, a multiple of the patch size [default: as in training].
-    #[arg(long, value_name = "PIXELS")]
-    size: Option<usize>,
+    /// Size to which images are resized and cropped, `PIXELS` or `HEIGHTxWIDTH`; pixels beyond the last whole patch are not
+    /// read [default: as in training].
+    #[arg(long, value_name = "SIZE", value_parser = super::image_size)]
+    size: Option<(usize, usize)>,
     /// Images computed together.
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: usize,
@@ -54,8 +55,8 @@ pub(super) fn run(args: FeaturesArgs) -> Result<u8, Error> {
             "the ending chooses the format, for example `--out features.safetensors`",
         ));
     }
-    if args.batch == 0 || args.size == Some(0) {
-        return Err(Error::usage("`--batch` and `--size`: expected 1 or more, found 0", "leave them out"));
+    if args.batch == 0 {
+        return Err(Error::usage("`--batch`: expected 1 or more, found 0", "leave it out"));
     }
     let settings = FeatureSettings {
         images: args.images,

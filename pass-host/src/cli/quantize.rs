@@ -36,7 +36,7 @@ pub(super) struct QuantizeArgs {
     #[arg(long, value_name = "X", default_value_t = 0.995)]
     min_cosine: f64,
     /// Image size, `PIXELS` or `HEIGHTxWIDTH`, multiples of the patch size [default: as in training].
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = super::image_size)]
     size: Option<(usize, usize)>,
     /// Photos to calibrate on; as many others are measured on.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive)]
@@ -63,15 +63,7 @@ fn mode(text: &str) -> Result<Mode, String> {
     }
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
-    let (height, width) = text.split_once('x').unwrap_or((text, text));
-    match (height.parse(), width.parse()) {
-        (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok((height, width)),
-        _ => Err("expected `PIXELS` or `HEIGHTxWIDTH`".to_owned()),
-    }
-}
-
-fn positive(text: &str) -> Result<usize, String> {
+pub(super) fn positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|n| *n > 0).ok_or_else(|| "expected 1 or more".to_owned())
 }
 

@@ -90,8 +90,8 @@ pub struct FeatureSettings {
     pub tokens: Tokens,
     /// The network, if `weights` holds both.
     pub network: Network,
-    /// Side in pixels to which images are resized and cropped; `None` = that of the global crops in training.
-    pub size: Option<usize>,
+    /// Height and width to which images are resized and cropped; `None` = those of the global crops in training.
+    pub size: Option<(usize, usize)>,
     /// Images computed together.
     pub batch: usize,
     /// Where to compute.
@@ -100,13 +100,52 @@ pub struct FeatureSettings {
     pub json: bool,
 }
 
-/// Naming of exported weights.
+/// For whom weights are exported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum ExportFormat {
-    /// The names of the released checkpoints: backbone and aggregation head.
+    /// backbone and aggregation head, the names of the released checkpoints: own weights only
     Safetensors,
-    /// timm's `vit_*_patch*` names, backbone only.
+    /// timm's `VisionTransformer`
     Timm,
+    /// a folder for transformers' `ViTModel`
+    Huggingface,
+    /// a folder for transformers' `IJepaModel`, which has no class token: own weights as they are
+    HuggingfaceIjepa,
+    /// mmsegmentation's `VisionTransformer`
+    Mmsegmentation,
+    /// the `ViT` of mmdetection's ViTDet
+    Mmdetection,
+    /// a graph with `patch_tokens` and `class_token`, for onnxruntime and TensorRT
+    Onnx,
+}
+
+/// Which images an exported graph takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grid {
+    /// Of this height and width.
+    Fixed((usize, usize)),
+    /// Of any.
+    Dynamic,
+}
+
+/// Which numbers an exported graph takes as pixels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PixelInput {
+    /// From 0 to 1, minus the mean, over the standard deviation of their channel.
+    #[default]
+    Normalized,
+    /// From 0 to 255.
+    Bytes,
+}
+
+impl PixelInput {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Normalized => "normalized",
+            Self::Bytes => "bytes",
+        }
+    }
 }
 
 /// Everything `export` needs.
@@ -114,12 +153,22 @@ pub enum ExportFormat {
 pub struct ExportSettings {
     /// A run folder, a checkpoint folder or a safetensors file.
     pub source: PathBuf,
-    /// Naming.
+    /// For whom.
     pub to: ExportFormat,
     /// The network.
     pub network: Network,
-    /// The file to write.
+    /// Attention heads, for files that do not tell.
+    pub heads: Option<usize>,
+    /// The file or folder to write.
     pub out: PathBuf,
+    /// Images that a graph takes; `None` = of the size of training, or of the `.pass` file.
+    pub grid: Option<Grid>,
+    /// Pixels that a graph takes.
+    pub input: PixelInput,
+    /// A `.pass` file whose int8 weights and scales the graph has.
+    pub quantized: Option<PathBuf>,
+    /// Photos, as in `data.images`, on which one scale an activation is measured; none = a scale per token.
+    pub calibrate: Vec<String>,
 }
 
 /// How a run ended.

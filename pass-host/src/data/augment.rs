@@ -173,18 +173,17 @@ impl Augmenter {
         out
     }
 
-    /// The evaluation view of torchvision: shorter side to `resize` (bicubic), center crop of `size x size`,
-    /// normalized, `[3, size, size]`.
+    /// The evaluation view of torchvision, of any proportions: [`Augmenter::center_view`], normalized, `[3, height, width]`.
     pub fn prepare_center(
         &mut self,
         image: &Rgb8Image,
-        resize: usize,
-        size: usize,
+        resize: (usize, usize),
+        size: (usize, usize),
         mean: [f32; 3],
         std: [f32; 3],
     ) -> Vec<f32> {
-        let planes = self.center_view(image, (resize, resize), (size, size));
-        let mut out = vec![0.0; 3 * size * size];
+        let planes = self.center_view(image, resize, size);
+        let mut out = vec![0.0; 3 * size.0 * size.1];
         normalize_into(planes, mean, std, &mut out);
         out
     }
@@ -278,7 +277,7 @@ mod tests {
     #[test]
     fn center_view_of_an_image_of_the_right_size_is_the_image() {
         let image = picture(20, 16);
-        let out = Augmenter::default().prepare_center(&image, 16, 16, [0.0; 3], [1.0; 3]);
+        let out = Augmenter::default().prepare_center(&image, (16, 16), (16, 16), [0.0; 3], [1.0; 3]);
         for (row, column, channel) in [(0, 0, 0), (15, 15, 2), (3, 7, 1)] {
             let expected = f32::from(image.data[(row * 20 + column + 2) * 3 + channel]) / 255.0;
             assert!((out[(channel * 16 + row) * 16 + column] - expected).abs() < 1e-6);

@@ -8,9 +8,10 @@
 use std::collections::BTreeSet;
 
 use super::error::Problem;
-use super::onnx::{Graph, Node};
+use super::onnx::Graph;
 use super::{Backbone, Sizes, Weight, Weights};
 use crate::model::LAYER_NORM_EPS;
+use crate::onnx::Node;
 
 /// Of the pretraining only: takes the place of hidden patches, and features never contain it.
 const MASK_TOKEN: &str = "embeddings.mask_token";
@@ -305,7 +306,7 @@ impl<'a> Walk<'a> {
             if last.input(1)? != weight || last.input(2)? != bias {
                 return Err(differs(&bias, "normalizes with", &weight, last.input(1)?));
             }
-            let epsilon = last.attribute("epsilon").map_or(1e-5, |attribute| attribute.float);
+            let epsilon = last.attribute("epsilon").and_then(|attribute| attribute.float).unwrap_or(1e-5);
             (last.input(0)?, Some(epsilon))
         } else {
             let scaled = graph.producer(last.other_input(&bias)?, &["Mul"])?;

@@ -1,7 +1,7 @@
-//! ONNX files: the few fields of the format that weights need, and the graph around them.
+//! ONNX files as they are read: the values of tensors, and the graph around them.
 //!
-//! The numbers in the tags are those of `onnx.proto`. Graph, nodes and initializers are decoded one by one from slices of
-//! the file, so that an error names the damaged one and the values are never copied before they are checked.
+//! Graph, nodes and initializers are decoded one by one from slices of the file, so that an error names the damaged one and the
+//! values are never copied before they are checked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,81 +9,10 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::error::Problem;
+use crate::onnx::{Attribute, FLOAT, GraphProto, INT64, ModelProto, Node, TensorProto};
 
-/// `TensorProto.DataType.FLOAT`
-const FLOAT: i32 = 1;
-/// `TensorProto.DataType.INT64`
-const INT64: i32 = 7;
 /// The largest real exports have some ten thousand nodes; more is damage, and would take memory before it is noticed.
 const MOST_ITEMS: usize = 1 << 18;
-
-#[derive(Clone, PartialEq, Message)]
-struct ModelProto {
-    #[prost(bytes = "bytes", optional, tag = "7")]
-    graph: Option<Bytes>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct GraphProto {
-    #[prost(bytes = "bytes", repeated, tag = "1")]
-    nodes: Vec<Bytes>,
-    #[prost(bytes = "bytes", repeated, tag = "5")]
-    initializers: Vec<Bytes>,
-}
-
-/// `NodeProto`: one operation.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct Node {
-    /// Names of the values it reads; empty for an optional one left out.
-    #[prost(string, repeated, tag = "1")]
-    pub(super) inputs: Vec<String>,
-    /// Names of the values it makes.
-    #[prost(string, repeated, tag = "2")]
-    pub(super) outputs: Vec<String>,
-    #[prost(string, tag = "3")]
-    pub(super) name: String,
-    /// The operator, such as `MatMul`.
-    #[prost(string, tag = "4")]
-    pub(super) op: String,
-    #[prost(message, repeated, tag = "5")]
-    pub(super) attributes: Vec<Attribute>,
-}
-
-/// `AttributeProto`: a named constant of an operation.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct Attribute {
-    #[prost(string, tag = "1")]
-    pub(super) name: String,
-    #[prost(float, tag = "2")]
-    pub(super) float: f32,
-    #[prost(int64, tag = "3")]
-    pub(super) int: i64,
-    #[prost(message, optional, tag = "5")]
-    pub(super) tensor: Option<TensorProto>,
-    #[prost(int64, repeated, tag = "8")]
-    pub(super) ints: Vec<i64>,
-}
-
-/// `TensorProto`: values with a shape.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct TensorProto {
-    #[prost(int64, repeated, tag = "1")]
-    pub(super) dims: Vec<i64>,
-    #[prost(int32, tag = "2")]
-    pub(super) data_type: i32,
-    #[prost(float, repeated, tag = "4")]
-    pub(super) float_data: Vec<f32>,
-    #[prost(int64, repeated, tag = "7")]
-    pub(super) int64_data: Vec<i64>,
-    #[prost(string, tag = "8")]
-    pub(super) name: String,
-    /// Little-endian values; either these or the typed ones.
-    #[prost(bytes = "bytes", tag = "9")]
-    pub(super) raw_data: Bytes,
-    /// 1: the values are in another file.
-    #[prost(int32, tag = "14")]
-    pub(super) data_location: i32,
-}
 
 impl TensorProto {
     /// The shape, if it is one: no negative side, and a number of bytes that fits in memory.
@@ -337,20 +266,9 @@ pub(super) mod build {
         let graph = GraphProto {
             nodes: nodes.iter().map(|node| node.encode_to_vec().into()).collect(),
             initializers: initializers.iter().map(|tensor| tensor.encode_to_vec().into()).collect(),
+            ..GraphProto::default()
         };
-        ModelProto { graph: Some(graph.encode_to_vec().into()) }.encode_to_vec()
-    }
-
-    /// A float32 tensor.
-    pub(crate) fn floats(name: &str, dims: &[i64], values: &[f32]) -> TensorProto {
-        let raw_data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into();
-        TensorProto { name: name.into(), dims: dims.into(), data_type: FLOAT, raw_data, ..Default::default() }
-    }
-
-    /// An int64 tensor.
-    pub(crate) fn ints(name: &str, values: &[i64]) -> TensorProto {
-        let raw_data = values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>().into();
-        let dims = vec![values.len() as i64];
-        TensorProto { name: name.into(), dims, data_type: INT64, raw_data, ..Default::default() }
+        let graph = Some(graph.encode_to_vec().into());
+        ModelProto { graph, ..ModelProto::default() }.encode_to_vec()
     }
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 use safetensors::SafeTensors;
 
-use super::onnx::{Attribute, Graph, Node, TensorProto, build};
+use super::onnx::{Graph, build};
 use super::{Backbone, ImportError, ImportSettings, Origin, Problem, Sizes, Weights, dinov2, run};
+use crate::onnx::{Attribute, Node, TensorProto};
 
 const DIM: usize = 8;
 const HEADS: usize = 2;
@@ -71,8 +72,7 @@ impl Model {
     fn weight(&mut self, name: &str, shape: &[usize]) -> String {
         let first = 1000 * self.tensors.len();
         let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (first + i) as f32).collect();
-        let dims: Vec<i64> = shape.iter().map(|&side| side as i64).collect();
-        self.tensors.push(build::floats(name, &dims, &values));
+        self.tensors.push(TensorProto::of_floats(name, shape, &values));
         name.to_owned()
     }
 
@@ -95,7 +95,7 @@ impl Model {
         let bias = self.weight(&format!("{name}.bias"), &[DIM]);
         if self.export.whole_norms {
             let output = self.op("LayerNormalization", &format!("/{name}"), &[input, &weight, &bias]);
-            self.attribute(Attribute { name: "epsilon".into(), float: 1e-6, ..Attribute::default() });
+            self.attribute(Attribute { name: "epsilon".into(), float: Some(1e-6), ..Attribute::default() });
             return output;
         }
         let mut op =
@@ -104,7 +104,7 @@ impl Model {
         let centered = op("Sub", &[input, &mean]);
         let squares = op("Mul", &[&centered, &centered]);
         let variance = op("ReduceMean", &[&squares]);
-        let epsilon = self.constant(&format!("/{name}/eps"), build::floats("", &[], &[1e-6]));
+        let epsilon = self.constant(&format!("/{name}/eps"), TensorProto::of_floats("", &[], &[1e-6]));
         let mut op =
             |op: &str, inputs: &[&str]| self.op(op, &format!("/{name}/{op}{}", inputs.join(",")), inputs);
         let variance = op("Add", &[&variance, &epsilon]);
@@ -148,9 +148,12 @@ impl Model {
         // the order of real exports: what leads to a tensor is its bias, never its place
         let [key, value, query] = ["key", "value", "query"].map(|part| {
             let output = self.linear(&format!("{name}.attention.attention.{part}"), &normed, DIM, DIM);
-            let count = self.constant(&format!("/{index}/{part}/heads"), build::ints("", &[HEADS as i64]));
-            let width =
-                self.constant(&format!("/{index}/{part}/width"), build::ints("", &[(DIM / HEADS) as i64]));
+            let count = self
+                .constant(&format!("/{index}/{part}/heads"), TensorProto::of_ints("", &[1], &[HEADS as i64]));
+            let width = self.constant(
+                &format!("/{index}/{part}/width"),
+                TensorProto::of_ints("", &[1], &[(DIM / HEADS) as i64]),
+            );
             let shape =
                 self.op("Concat", &format!("/{index}/{part}/shape"), &["batch", "tokens", &count, &width]);
             self.op("Reshape", &format!("/{index}/{part}"), &[&output, &shape])
@@ -394,7 +397,7 @@ fn wrong_tensors_are_named_with_what_was_expected() {
     case(&|t| t.data_type = 10, "data_type: expected 1 (float32), found 10");
     case(&|t| t.data_location = 1, "external data");
     case(
-        &|t| *t = build::floats(gamma, &[8], &[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+        &|t| *t = TensorProto::of_floats(gamma, &[8], &[1.0, f32::NAN, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
         "found NaN as value 1",
     );
     case(&|t| t.name.push('2'), "is missing");
@@ -429,13 +432,13 @@ fn wrong_wiring_is_an_error() {
         "mlp.fc2.bias`: operations before it: expected with Erf or Gelu",
     );
     case(
-        &|m| m.node("/1/query/heads").attributes[0].tensor = Some(build::ints("", &[3])),
+        &|m| m.node("/1/query/heads").attributes[0].tensor = Some(TensorProto::of_ints("", &[1], &[3])),
         "heads times their width",
     );
     case(&|m| m.node("/patches").attributes[0].ints = vec![1, 2], "strides [2, 2], found [1, 2]");
     case(
         &|m| {
-            let epsilon = Some(build::floats("", &[], &[1e-5]));
+            let epsilon = Some(TensorProto::of_floats("", &[], &[1e-5]));
             m.node("/backbone.layernorm/eps").attributes[0].tensor = epsilon;
         },
         "`backbone.layernorm.weight`: epsilon of its norm: expected 1e-6, found",

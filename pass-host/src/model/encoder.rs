@@ -283,6 +283,25 @@ impl Encoder {
         &self.device
     }
 
+    /// What sides of images must be, if images of `(height, width)` have none of a feature; nothing if they have.
+    ///
+    /// A Vision Transformer does not read pixels right of and below its last whole patch, as the strided convolution of the
+    /// published models; a ResNet takes whole strides only.
+    pub fn wanted_instead_of(&self, (height, width): (usize, usize)) -> Option<String> {
+        let stride = self.stride();
+        match &self.body {
+            Body::Vit(_) if height < stride || width < stride => {
+                Some(format!("sides of at least {stride} pixels, one patch"))
+            }
+            Body::ResNet { .. }
+                if height == 0 || width == 0 || height % stride != 0 || width % stride != 0 =>
+            {
+                Some(format!("sides that are positive multiples of {stride}"))
+            }
+            _ => None,
+        }
+    }
+
     /// Its tensors: variables, if it was opened to be trained.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
@@ -300,7 +319,7 @@ impl Encoder {
     /// last block (SEMANTICS §6), behind the final norm where the backbone has one; a layer of a ResNet.
     ///
     /// # Errors
-    /// If patches do not divide the images.
+    /// For images of a size that [`Encoder::wanted_instead_of`] objects to.
     pub fn patch_features(&self, images: &Tensor) -> Result<PatchFeatures> {
         match &self.body {
             Body::Vit(vit) => {
@@ -395,7 +414,8 @@ impl Encoder {
 impl VitBody {
     /// All tokens behind the final norm, and the grid of the patches.
     fn tokens(&self, images: &Tensor) -> Result<(Tensor, (usize, usize))> {
-        let (patches, grid) = self.backbone.patchify(images)?;
+        let (patches, grid) =
+            self.backbone.patchify(&whole_patches(images, self.architecture.patch_size)?)?;
         let tokens = self.backbone.forward(&patches, grid, None)?;
         let tokens = match &self.norm {
             Some([weight, bias]) => self.ops.layer_norm(&tokens, weight, bias, LAYER_NORM_EPS)?,
@@ -453,6 +473,16 @@ fn prepare(tensors: HashMap<String, Tensor>, trainable: bool) -> Result<Paramete
 
 fn values_of(count: usize, random: bool) -> String {
     if random { "fresh values".into() } else { format!("{count} of {count} tensors") }
+}
+
+/// Images `[B, 3, H, W]` without what lies beyond their last whole patches.
+fn whole_patches(images: &Tensor, patch_size: usize) -> Result<Tensor> {
+    let (_, _, height, width) = images.dims4()?;
+    let whole = |side: usize| side / patch_size * patch_size;
+    if whole(height) == 0 || whole(width) == 0 {
+        candle_core::bail!("images of {height}x{width}: expected at least one patch of {patch_size} pixels");
+    }
+    images.narrow(2, 0, whole(height))?.narrow(3, 0, whole(width))
 }
 
 /// Rows and columns of the features of a ResNet.

@@ -6,9 +6,9 @@ use std::sync::Mutex;
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Cubic convolution coefficient of the reference's `interpolate(mode="bicubic")`.
-const CUBIC_A: f64 = -0.75;
+pub(crate) const CUBIC_A: f64 = -0.75;
 /// Added to the target size by [`ResizeRule::Offset`].
-const OFFSET: f64 = 0.1;
+pub(crate) const OFFSET: f64 = 0.1;
 
 /// Which scale maps target coordinates to source coordinates (SEMANTICS §1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -17,6 +17,16 @@ pub enum ResizeRule {
     Offset,
     /// Scale `side / base`: fine-tuning for segmentation.
     Size,
+}
+
+impl ResizeRule {
+    /// As in the metadata of weights.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Offset => "offset",
+            Self::Size => "size",
+        }
+    }
 }
 
 /// Wavelengths of [`sin_cos_positions`] span 2π to this many times as much.

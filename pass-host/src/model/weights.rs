@@ -129,6 +129,18 @@ impl TrainedWeights {
         if path.is_file() {
             return Self::read(WeightsFile::open(path)?, device);
         }
+        Self::open_run(path, network, device).map(|(weights, _)| weights)
+    }
+
+    /// Opens a run folder or a checkpoint folder; its weights, and what its checkpoint says beside them.
+    ///
+    /// # Errors
+    /// [`WeightsError`] if there is no intact checkpoint, or not the weights of its configuration in it.
+    pub fn open_run(
+        path: &Path,
+        network: Network,
+        device: &Device,
+    ) -> Result<(Self, RunState), WeightsError> {
         if !path.is_dir() {
             return Err(WeightsError::NotFound { path: path.into() });
         }
@@ -141,7 +153,8 @@ impl TrainedWeights {
             Network::Student => "student",
         };
         let tensors = checkpoint.tensors(part, device).map_err(wrap)?;
-        Self::from_run(&state.config, tensors.into_iter().collect(), path)
+        let weights = Self::from_run(&state.config, tensors.into_iter().collect(), path)?;
+        Ok((weights, state))
     }
 
     fn from_run(
