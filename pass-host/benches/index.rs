@@ -24,7 +24,9 @@ fn main() {
     let sources = [("folders", folders(dir, names)), ("tar", tar(dir, names)), ("shard", shard(dir, names))];
     // what has just been written may change without a new time stamp, so a list of it is not trusted
     std::thread::sleep(Duration::from_secs(3));
-    println!("{names} images: seconds to list them, and to open the list again (fastest and slowest of {ROUNDS})");
+    println!(
+        "{names} images: seconds to list them, and to open the list again (fastest and slowest of {ROUNDS})"
+    );
     for (name, source) in sources {
         let cache = dir.join(format!("{name}.index"));
         let listed = open(&source, &cache, names);

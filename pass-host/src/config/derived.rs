@@ -1,8 +1,8 @@
 //! Values computed from the configuration, never written back into it.
 
 use super::{
-    Arch, AugmentConfig, AugmentDevice, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig, ModelConfig, OptimConfig,
-    ProbeConfig, TrainConfig, layers::display_value,
+    Arch, AugmentConfig, AugmentDevice, CheckpointConfig, ConfigError, DataConfig, GuardConfig, LogConfig,
+    ModelConfig, OptimConfig, ProbeConfig, TrainConfig, layers::display_value,
 };
 use crate::data::order::Order;
 

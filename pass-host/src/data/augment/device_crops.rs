@@ -76,9 +76,11 @@ impl DeviceCrops {
                 flip: plan.flip,
                 gray: plan.gray,
                 solarize: plan.solarize,
-                blur: plan.blur.map(BoxKernel::of_gaussian).filter(|kernel| !kernel.changes_nothing()).map(
-                    |kernel| [kernel.reach as u32, kernel.center, kernel.edge],
-                ),
+                blur: plan
+                    .blur
+                    .map(BoxKernel::of_gaussian)
+                    .filter(|kernel| !kernel.changes_nothing())
+                    .map(|kernel| [kernel.reach as u32, kernel.center, kernel.edge]),
                 jitter: plan.jitter.map_or([(0, 0); 4], |jitter| jitter.map(operation)),
             });
         }
@@ -144,7 +146,9 @@ impl DeviceCrops {
         let (long, rest) = out.split_at_mut(32);
         let places = [crop.source, crop.horizontal, crop.vertical].map(|place| base + place as u64);
         let places = places.into_iter().chain([middle]);
-        long.chunks_exact_mut(8).zip(places).for_each(|(out, place)| out.copy_from_slice(&place.to_le_bytes()));
+        long.chunks_exact_mut(8)
+            .zip(places)
+            .for_each(|(out, place)| out.copy_from_slice(&place.to_le_bytes()));
         let blur = crop.blur.unwrap_or_default();
         let words = crop
             .strides

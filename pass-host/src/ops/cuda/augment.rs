@@ -41,7 +41,10 @@ pub(in super::super) fn crops(
         let (middle, planes, blurred) =
             (memory(middle_bytes)?, memory(crops * values)?, memory(crops * values)?);
         let launch = |kernel| {
-            Launch::new("augment", kernel, dtype, bytes).blocks(crops * parts, THREADS).tensor(bytes).word(first)
+            Launch::new("augment", kernel, dtype, bytes)
+                .blocks(crops * parts, THREADS)
+                .tensor(bytes)
+                .word(first)
         };
         let origin = middles[first] as usize;
         launch("resize_first").output(&middle).word(origin).int(size).int(parts).run()?;
@@ -87,7 +90,8 @@ mod tests {
     #[test]
     fn chunks_keep_within_the_scratch_memory_and_leave_no_row_out() {
         let third = (SCRATCH / 3) as u64;
-        let middles: Vec<u64> = (0..8).map(|row| row * third).chain([8 * third + 9 * SCRATCH as u64]).collect();
+        let middles: Vec<u64> =
+            (0..8).map(|row| row * third).chain([8 * third + 9 * SCRATCH as u64]).collect();
         assert_eq!(chunks(1..8, &middles, 0), [1..4, 4..7, 7..8]);
         assert_eq!(chunks(0..4, &middles, SCRATCH / 3), [0..1, 1..2, 2..3, 3..4]);
         assert!(chunks(3..3, &middles, 0).is_empty());

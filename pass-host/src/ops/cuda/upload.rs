@@ -5,7 +5,10 @@
 //! what was queued so far and have the slot again. Who holds a slot owns it, so neither side can overwrite the other's.
 #![cfg_attr(
     feature = "cuda",
-    expect(unsafe_code, reason = "an asynchronous copy takes raw addresses and outlives the call that starts it")
+    expect(
+        unsafe_code,
+        reason = "an asynchronous copy takes raw addresses and outlives the call that starts it"
+    )
 )]
 
 use std::ops::Range;
