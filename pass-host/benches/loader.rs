@@ -3,7 +3,7 @@
 //! - `PASS_PHOTOS`: the folder of photos; the bundled ones without it.
 //! - `PASS_PEER_PYTHON`: a Python with torch, torchvision and Pillow. The same work is then also done by
 //!   `benches/peer/loader.py`, one thread each, in turns, and the ratio of the fastest rounds is printed.
-//! - `PASS_SOURCES=1`: the whole loader on the folder and on shards of it, in turns; images a second and processor time.
+//! - `PASS_SOURCES=1`: the whole loader on the folder, a tar and shards of it, in turns; images a second and processor time.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -172,6 +172,20 @@ fn packed(dir: &Path, name: &str) -> PathBuf {
     out
 }
 
+/// The photos as a tar, written into `dir`.
+fn archived(dir: &Path) -> PathBuf {
+    let path = dir.join("photos.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&path).expect("space"));
+    for (image, file) in files().iter().enumerate() {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(file.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("{image:06}.jpg"), &file[..]).expect("space");
+    }
+    tar.finish().expect("space");
+    path
+}
+
 /// Processor seconds of this process, user and system, where the system tells.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
@@ -184,7 +198,8 @@ fn processor_seconds() -> f64 {
 fn compare_sources() {
     let dir = tempfile::tempdir().expect("a folder");
     let shards = SHARDS.map(|(name, ..)| (name, packed(dir.path(), name)));
-    let sources: Vec<_> = [("folder", folder())].into_iter().chain(shards).collect();
+    let files = [("folder", folder()), ("tar", archived(dir.path()))];
+    let sources: Vec<_> = files.into_iter().chain(shards).collect();
     let indices: Vec<_> = sources.iter().map(|(_, path)| Arc::new(index_of(path))).collect();
     let mut fastest = vec![f64::INFINITY; sources.len()];
     let mut processor = vec![0.0; sources.len()];
