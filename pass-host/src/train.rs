@@ -36,7 +36,7 @@ use candle_core::Device;
 use crate::checkpoint::{self, CHECKPOINTS, Checkpoint};
 use crate::config::derived::ChanceLosses;
 use crate::config::run::{Ending, Outcome, RunSettings};
-use crate::config::{ImageMethod, OnCollapse, TrainConfig};
+use crate::config::{OnCollapse, TrainConfig};
 use crate::data::index::ImageIndex;
 use crate::data::loader::{Batch, Loader, LoaderSettings, Part};
 use crate::data::order::Order;
@@ -338,7 +338,7 @@ impl<'a> Run<'a> {
             lr: schedule.lr,
             weight_decay: schedule.weight_decay,
             momentum: schedule.momentum,
-            teacher_temp: absent(self.has_distributions().then_some(schedule.teacher_temp)),
+            teacher_temp: absent(self.config.compares_distributions().then_some(schedule.teacher_temp)),
             grad_norm: report.grad_norm,
             teacher_entropy_image: absent(report.image_stats.map(|stats| stats.teacher_entropy)),
             teacher_entropy_patch: absent(report.patch_stats.map(|stats| stats.teacher_entropy)),
@@ -359,11 +359,6 @@ impl<'a> Run<'a> {
         self.progress.log(&metrics);
         self.last = Some(metrics);
         Ok(self.collapse(&metrics))
-    }
-
-    /// Whether any loss compares distributions, which have a temperature.
-    fn has_distributions(&self) -> bool {
-        self.config.patch.enabled || self.config.image.method == ImageMethod::Dino
     }
 
     fn collapse(&mut self, metrics: &Metrics) -> Option<String> {

@@ -55,6 +55,11 @@ pub struct ChanceLosses {
 }
 
 impl TrainConfig {
+    /// Whether any loss compares distributions over prototypes, which have temperatures, centers and last layers.
+    pub fn compares_distributions(&self) -> bool {
+        self.patch.enabled || self.image.method == ImageMethod::Dino
+    }
+
     /// The losses of networks that tell nothing apart, with so many images a step over all ranks (NaN = not known).
     pub fn chance_losses(&self, batch: f64) -> ChanceLosses {
         ChanceLosses {

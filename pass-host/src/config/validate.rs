@@ -49,13 +49,14 @@ impl TrainConfig {
                 self.peak_lr(ranks)
             ));
         }
+        let distributions = self.compares_distributions();
         let within = [
-            ("optim.warmup_epochs", optim.warmup_epochs),
-            ("image.teacher_temp_warmup_epochs", self.image.teacher_temp_warmup_epochs),
-            ("optim.freeze_last_layer_epochs", optim.freeze_last_layer_epochs),
+            ("optim.warmup_epochs", optim.warmup_epochs, true),
+            ("image.teacher_temp_warmup_epochs", self.image.teacher_temp_warmup_epochs, distributions),
+            ("optim.freeze_last_layer_epochs", optim.freeze_last_layer_epochs, distributions),
         ];
-        for (key, value) in within {
-            if value > epochs {
+        for (key, value, used) in within {
+            if used && value > epochs {
                 out.push(format!("{key} = {value} is longer than the run of {epochs:.1} epochs"));
             }
         }
@@ -454,5 +455,11 @@ mod tests {
         let warnings = config.warnings(100, 1);
         assert_eq!(warnings.len(), 3, "{warnings:?}");
         assert!(warnings[0].contains("optim.min_lr"));
+        (config.image.method, config.patch.enabled) = (ImageMethod::Moby, false);
+        assert_eq!(
+            config.warnings(100, 1).len(),
+            2,
+            "a contrastive method alone has no temperature to warm up"
+        );
     }
 }

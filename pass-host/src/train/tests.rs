@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::*;
 use crate::checkpoint::open_at;
 use crate::config::run::Resume;
-use crate::config::{Arch, ClipBy, Positions, WeightInit, presets};
+use crate::config::{Arch, ClipBy, ImageMethod, Positions, WeightInit, presets};
 use crate::device::Compute;
 use crate::distributed::DistributedError;
 use crate::distributed::threads::on_ranks;
