@@ -1,3 +1,5 @@
+//! The positives of four patches: the most similar neighbor of each.
+
 use pass_core::matching::match_into;
 use pass_core::neighborhood::{Border, Neighborhood, Window};
 use pass_core::shape::{PatchGrid, Tokens};

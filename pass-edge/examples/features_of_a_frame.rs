@@ -1,3 +1,5 @@
+//! Features of a camera frame by a model in flash.
+
 use pass_edge::format::Architecture;
 use pass_edge::image::{Image, PixelOrder};
 use pass_edge::scratch::{Scratch, ScratchLen};

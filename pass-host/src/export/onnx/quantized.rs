@@ -26,20 +26,27 @@ pub(super) struct QuantizedLayers<'f> {
     pub(super) scales: Option<&'f InputScales>,
 }
 
+/// A linear map of the file.
+struct Linear<'f> {
+    /// `[out, in]`
+    weight: &'f [i8],
+    scale: &'f [f32],
+    bias: &'f [f32],
+}
+
 impl QuantizedLayers<'_> {
-    /// Int8 weights `[out, in]`, scale and bias of a layer.
-    fn layer(&self, layer: &str) -> Result<(&[i8], &[f32], &[f32]), ExportError> {
-        Ok((
-            self.file.int8s(&format!("{layer}.weight"))?,
-            self.file.floats(&format!("{layer}.scale"))?,
-            self.file.floats(&format!("{layer}.bias"))?,
-        ))
+    fn layer(&self, layer: &str) -> Result<Linear<'_>, ExportError> {
+        Ok(Linear {
+            weight: self.file.int8s(&format!("{layer}.weight"))?,
+            scale: self.file.floats(&format!("{layer}.scale"))?,
+            bias: self.file.floats(&format!("{layer}.bias"))?,
+        })
     }
 }
 
 impl Layers for QuantizedLayers<'_> {
     fn linear(&self, graph: &mut GraphBuilder, layer: &str, x: &str) -> Result<String, ExportError> {
-        let (weight, scale, bias) = self.layer(layer)?;
+        let Linear { weight, scale, bias } = self.layer(layer)?;
         let (outputs, inputs) = (bias.len(), weight.len() / bias.len());
         let transposed: Vec<i8> =
             (0..inputs * outputs).map(|at| weight[at % outputs * inputs + at / outputs]).collect();
@@ -63,7 +70,7 @@ impl Layers for QuantizedLayers<'_> {
 impl BackboneLayers for QuantizedLayers<'_> {
     fn patches(&self, graph: &mut GraphBuilder, images: &str) -> Result<String, ExportError> {
         let layer = "patch_embed.proj";
-        let (weight, scale, bias) = self.layer(layer)?;
+        let Linear { weight, scale, bias } = self.layer(layer)?;
         let side = self.file.architecture.patch_size as usize;
         let weight = dequantized_weight(graph, layer, &[bias.len(), 3, side, side], weight, scale, 0);
         let bias = graph.floats(&format!("{layer}.bias"), &[bias.len()], bias);
