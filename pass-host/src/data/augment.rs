@@ -17,7 +17,7 @@ mod resample;
 pub use blur::gaussian_blur;
 pub use color::{adjust_brightness, adjust_contrast, adjust_saturation, grayscale, solarize};
 pub use crop::{CropBox, Resampler, random_resized_crop};
-pub use device_crops::{DeviceCrops, RECORD};
+pub use device_crops::DeviceCrops;
 pub use hue::adjust_hue;
 pub use planes::{Planes, normalize_into};
 

@@ -58,7 +58,7 @@ impl Case {
     }
 
     fn for_device(&self) -> DeviceCrops {
-        DeviceCrops::of_image(&self.image, self.reduction, &self.plans)
+        DeviceCrops::of_image(self.image.clone(), self.reduction, &self.plans)
     }
 }
 

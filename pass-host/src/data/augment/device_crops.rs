@@ -9,8 +9,6 @@ use super::resample::{FRACTION_BITS, Weights, vertical_first};
 use super::{CropPlan, Jitter};
 use crate::data::decode::Rgb8Image;
 
-/// Bytes of the record of a crop (`Crop` in `ops/cuda/augment.cu`).
-pub const RECORD: usize = 112;
 /// Every part of the bytes begins at a multiple of this.
 const ALIGNMENT: usize = 16;
 
@@ -48,18 +46,22 @@ struct Crop {
 type BoxWords = [u32; 3];
 
 impl DeviceCrops {
+    /// Bytes of the record of a crop (`Crop` in `ops/cuda/augment.cu`).
+    pub const RECORD: usize = 112;
+
     /// Crops of `image`, which shows the whole picture at `1/reduction` of the size the plans were drawn for.
     ///
     /// # Panics
     /// When a plan reaches beyond the image.
-    pub fn of_image(image: &Rgb8Image, reduction: u32, plans: &[CropPlan]) -> Self {
-        let mut made = Self { bytes: image.data.clone(), crops: Vec::with_capacity(plans.len()) };
-        let row = 3 * image.width as usize;
+    pub fn of_image(image: Rgb8Image, reduction: u32, plans: &[CropPlan]) -> Self {
+        let Rgb8Image { width, height, data } = image;
+        let mut made = Self { bytes: data, crops: Vec::with_capacity(plans.len()) };
+        let row = 3 * width as usize;
         let mut weights = Weights::default();
         for plan in plans {
             let region = plan.region;
-            let columns = reduced_span(region.left, region.width, reduction, image.width);
-            let rows = reduced_span(region.top, region.height, reduction, image.height);
+            let columns = reduced_span(region.left, region.width, reduction, width);
+            let rows = reduced_span(region.top, region.height, reduction, height);
             weights.compute(columns, plan.size);
             let horizontal = made.append_axis(&weights, columns.first(), plan.size);
             weights.compute(rows, plan.size);
@@ -139,9 +141,9 @@ impl DeviceCrops {
     /// Writes the record of crop `crop` for bytes that begin at `base` and a middle that begins at `middle`.
     ///
     /// # Panics
-    /// When `out` does not have [`RECORD`] bytes.
+    /// When `out` does not have [`DeviceCrops::RECORD`] bytes.
     pub fn write_record(&self, crop: usize, base: u64, middle: u64, out: &mut [u8]) {
-        assert_eq!(out.len(), RECORD, "bytes of a record");
+        assert_eq!(out.len(), Self::RECORD, "bytes of a record");
         let crop = &self.crops[crop];
         let (long, rest) = out.split_at_mut(32);
         let places = [crop.source, crop.horizontal, crop.vertical].map(|place| base + place as u64);
@@ -233,9 +235,9 @@ mod tests {
             blur: Some(0.0),
             solarize: true,
         };
-        let crops = DeviceCrops::of_image(&image, 1, &[plan]);
+        let crops = DeviceCrops::of_image(image, 1, &[plan]);
         assert_eq!((crops.len(), crops.middle(0)), (1, 3 * 4 * 4));
-        let mut record = [0; RECORD];
+        let mut record = [0; DeviceCrops::RECORD];
         crops.write_record(0, 1 << 33, 77, &mut record);
         let words = words_of(&record);
         let place = |i: usize| u64::from(words[2 * i]) + (u64::from(words[2 * i + 1]) << 32) - (1 << 33);
@@ -262,7 +264,7 @@ mod tests {
     fn finished_crops_are_their_own_bytes() {
         let planes = Planes::from_interleaved(3, 3, &(0..27).collect::<Vec<u8>>());
         let crops = DeviceCrops::finished(&[planes.clone(), planes.clone()]);
-        let mut record = [0; RECORD];
+        let mut record = [0; DeviceCrops::RECORD];
         crops.write_record(1, 0, 0, &mut record);
         let words = words_of(&record);
         let source = words[0] as usize;

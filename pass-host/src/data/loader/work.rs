@@ -124,7 +124,7 @@ impl<'a> Worker<'a> {
         let pixels = encoded.decode(reduction).map_err(|error| error.to_string())?;
         let on_device = self.shared.uploads && settings.augment.device == AugmentDevice::Gpu;
         if on_device && pixels.data.len() <= most_bytes(&plans) {
-            self.for_device = Some(DeviceCrops::of_image(&pixels, reduction, &plans));
+            self.for_device = Some(DeviceCrops::of_image(pixels, reduction, &plans));
             return Ok(());
         }
         self.apply(&pixels, reduction, &plans);
@@ -183,7 +183,7 @@ impl Parts {
 }
 
 /// Bytes of pixels that a device may be given for an image: those of its finished crops as numbers. A larger image is cut up
-/// here, so that a batch takes no more memory than it does on the CPU.
+/// here, so that the pixels of a batch take no more bytes than its crops do on the CPU.
 fn most_bytes(plans: &[CropPlan]) -> usize {
     plans.iter().map(|plan| 3 * plan.size * plan.size * size_of::<f32>()).sum()
 }

@@ -50,13 +50,10 @@ pub(in super::super) fn crops(
         launch("resize_first").output(&middle).word(origin).int(size).int(parts).run()?;
         launch("resize_second").output(&middle).word(origin).output(&planes).int(size).int(parts).run()?;
         launch("colors").blocks(crops, MANY_THREADS).output(&planes).int(size).run()?;
-        for along_columns in [0, 1] {
-            for pass in 0..BLURS {
-                // six in all: the last is back in `planes`
-                let even = (along_columns * BLURS + pass).is_multiple_of(2);
-                let (from, to) = if even { (&planes, &blurred) } else { (&blurred, &planes) };
-                launch("box_blur").output(from).output(to).int(size).int(along_columns).int(parts).run()?;
-            }
+        for pass in 0..2 * BLURS {
+            // along rows, then along columns; the last is back in `planes`
+            let (from, to) = if pass.is_multiple_of(2) { (&planes, &blurred) } else { (&blurred, &planes) };
+            launch("box_blur").output(from).output(to).int(size).int(pass / BLURS).int(parts).run()?;
         }
         let normalization = augment.mean.into_iter().chain(augment.std);
         let finish = launch("finish").output(&planes).output(&out).word(done).int(size).int(parts);

@@ -16,7 +16,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 use super::augment;
 use crate::config::AugmentConfig;
-use crate::data::augment::{DeviceCrops, RECORD};
+use crate::data::augment::DeviceCrops;
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 /// Slots that go round.
@@ -139,7 +139,7 @@ impl Layout {
         if images.iter().any(|image| image.len() != crops) {
             bail!("all images of a batch have the same number of crops");
         }
-        let mut places = vec![images.len() * crops * RECORD];
+        let mut places = vec![images.len() * crops * DeviceCrops::RECORD];
         let mut middles = vec![0];
         for image in images {
             places.push(places[places.len() - 1] + image.bytes().len().next_multiple_of(ALIGNMENT));
@@ -159,7 +159,7 @@ impl Layout {
 
     fn write(&self, images: &[DeviceCrops], bytes: &mut [u8]) {
         let (records, pixels) = bytes.split_at_mut(self.places[0]);
-        for (row, record) in records.chunks_exact_mut(RECORD).enumerate() {
+        for (row, record) in records.chunks_exact_mut(DeviceCrops::RECORD).enumerate() {
             let (crop, image) = (row / self.images, row % self.images);
             images[image].write_record(crop, self.places[image] as u64, self.middles[row], record);
         }

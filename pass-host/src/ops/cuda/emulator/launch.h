@@ -22,10 +22,12 @@ struct Entry {
 inline thread_local Call running;
 inline thread_local void** arguments;
 
+// A thread: one launch after the other.
 inline void body() {
-    running(arguments);
-    threads[current].state = State::Done;
-    _longjmp(scheduler, 1);
+    for (;;) {
+        running(arguments);
+        wait(State::Done);
+    }
 }
 
 inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
@@ -37,6 +39,7 @@ inline void shuffle(std::vector<unsigned>& order, uint64_t& random) {
 
 // Runs a warp as far as it comes alone: to the end or to a barrier of its block.
 inline const char* run_warp(unsigned warp, uint64_t& random) {
+    auto& threads = machine->threads;
     std::vector<unsigned> order(LANES);
     for (unsigned lane = 0; lane < LANES; lane++) order[lane] = warp * LANES + lane;
     for (;;) {
@@ -53,17 +56,19 @@ inline const char* run_warp(unsigned warp, uint64_t& random) {
 }
 
 inline const char* run_block(unsigned count, uint64_t& random) {
+    auto& threads = machine->threads;
     for (unsigned t = 0; t < count; t++) {
         Thread& thread = threads[t];
-        thread.stack.resize(STACK);
-        getcontext(&thread.start);
-        thread.start.uc_stack.ss_sp = thread.stack.data();
-        thread.start.uc_stack.ss_size = thread.stack.size();
-        thread.start.uc_link = nullptr;
-        makecontext(&thread.start, body, 0);
+        if (!thread.started) {
+            thread.stack.resize(STACK);
+            getcontext(&thread.start);
+            thread.start.uc_stack.ss_sp = thread.stack.data();
+            thread.start.uc_stack.ss_size = thread.stack.size();
+            thread.start.uc_link = nullptr;
+            makecontext(&thread.start, body, 0);
+        }
         thread.index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
         thread.state = State::Ready;
-        thread.started = false;
         thread.shuffles = 0;
     }
     std::vector<unsigned> warps(count / LANES);
@@ -94,8 +99,10 @@ inline const char* launch(const Entry* entries, size_t size, const char* module,
     unsigned count = block[0] * block[1] * block[2];
     if (count == 0 || count > 1024 || count % LANES) return "a block has 32 to 1024 threads, whole warps";
     if (shared > 48 << 10) return "more than 48 KiB of shared memory";
-    if (threads.size() < count) threads.resize(count);
-    for (auto& set : slots) set.resize(count);
+    static thread_local Machine own;
+    machine = &own;
+    if (own.threads.size() < count) own.threads.resize(count);
+    for (auto& set : own.slots) set.resize(count);
     running = found->call, arguments = with;
     gridDim = {grid[0], grid[1], grid[2]}, blockDim = {block[0], block[1], block[2]};
     uint64_t random = 1;
@@ -103,8 +110,12 @@ inline const char* launch(const Entry* entries, size_t size, const char* module,
         for (unsigned y = 0; y < grid[1]; y++) {
             for (unsigned x = 0; x < grid[0]; x++) {
                 blockIdx = {x, y, z};
-                dynamic_shared.assign((shared + 7) / 8, NAN);
-                if (const char* problem = run_block(count, random)) return problem;
+                own.dynamic_shared.assign((shared + 7) / 8, NAN);
+                if (const char* problem = run_block(count, random)) {
+                    // its threads stand in the middle of it
+                    for (Thread& thread : own.threads) thread.started = false;
+                    return problem;
+                }
             }
         }
     }

@@ -18,7 +18,7 @@
 #define KERNEL static void
 #define __device__
 #define __shared__ static thread_local
-#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulator::dynamic_shared.data())
+#define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(emulator::machine->dynamic_shared.data())
 
 using std::isnan;
 
@@ -60,35 +60,40 @@ namespace emulator {
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
 
 struct Thread {
-    // where it starts, then where it goes on: jumps need no system call, contexts do
+    // where it starts, then where it goes on: jumps need no system call, contexts do, so one context serves all launches
     ucontext_t start;
     jmp_buf place;
     std::vector<char> stack;
     Dimensions index;
     State state;
-    bool started;
+    bool started = false;
     unsigned shuffles;
 };
 
 constexpr unsigned LANES = 32;
 constexpr size_t STACK = 64 << 10;
 
-inline thread_local std::vector<Thread> threads;
+struct Machine {
+    std::vector<Thread> threads;
+    std::vector<double> dynamic_shared;
+    // two sets, used in turns: a lane may write its next value before another has read the last
+    std::vector<uint64_t> slots[2];
+};
+
+// a plain pointer: every access to a thread-local with a constructor would ask whether it has run
+inline thread_local Machine* machine = nullptr;
 inline thread_local unsigned current;
 inline thread_local jmp_buf scheduler;
-inline thread_local std::vector<double> dynamic_shared;
-// two sets, used in turns: a lane may write its next value before another has read the last
-inline thread_local std::vector<uint64_t> slots[2];
 
 [[gnu::noinline]] inline void wait(State state) {
-    Thread& self = threads[current];
+    Thread& self = machine->threads[current];
     self.state = state;
     if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
 }
 
 // Runs a thread until it waits or ends.
 [[gnu::noinline]] inline void resume(unsigned number) {
-    Thread& thread = threads[number];
+    Thread& thread = machine->threads[number];
     current = number, threadIdx = thread.index;
     if (_setjmp(scheduler) != 0) return;
     if (thread.started) _longjmp(thread.place, 1);
@@ -97,8 +102,7 @@ inline thread_local std::vector<uint64_t> slots[2];
 }
 
 template <class V> V exchange(V value, unsigned source) {
-    Thread& self = threads[current];
-    auto& set = slots[self.shuffles++ % 2];
+    auto& set = machine->slots[machine->threads[current].shuffles++ % 2];
     memcpy(&set[current], &value, sizeof value);
     unsigned from = current / LANES * LANES + source;
     wait(State::AtWarpBarrier);
