@@ -142,7 +142,7 @@ check_cuda() { # compiles with CUDA on a machine that has none, and starts there
 check_cuda-kernels() { # every CUDA kernel on the processor: operations, crops, golden set, training steps; needs g++
   cargo test -p pass-host --features _emulator --locked --lib -- ops:: data::loader
   cargo test -p pass-host --features _emulator --locked --test resume crops_of_the_device
-  cargo test -p pass-tests --features _emulator --locked --test golden_host --test trainer
+  cargo test -p pass-tests --features _emulator --locked --test golden_host --test trainer --test methods
 }
 
 check_gpu() { # the same tests built for a GPU, into target/gpu-tests; run there with PASS_DEVICE=cuda (and PASS_GOLDEN_DIR)
@@ -155,11 +155,11 @@ check_gpu() { # the same tests built for a GPU, into target/gpu-tests; run there
   export CARGO_TARGET_DIR=target/cuda
   local build=(cargo test --release --locked --no-run --features "cuda,_emulator") built=target/gpu-tests
   mkdir -p $built
-  { "${build[@]}" -p pass-host --lib && "${build[@]}" -p pass-tests --test golden_host --test trainer; } 2>&1 | tee $built/log
+  { "${build[@]}" -p pass-host --lib && "${build[@]}" -p pass-tests --test golden_host --test trainer --test methods; } 2>&1 | tee $built/log
   sed -n 's/.*Executable.*(\(.*\/\([a-z_]*\)-[0-9a-f]*\))/\1 \2/p' $built/log | while read -r file name; do cp "$file" "$built/$name"; done
   nvidia-smi >/dev/null 2>&1 || { echo "no GPU here: $built is ready"; return; }
   export PASS_DEVICE=cuda
-  $built/pass_host ops:: && $built/golden_host && $built/trainer
+  $built/pass_host ops:: && $built/golden_host && $built/trainer && $built/methods
 }
 
 check_export() { # every export loaded in the library it is for: timm, transformers, onnx, onnxruntime, from pip or the Python of EXPORT_PYTHON
