@@ -3,9 +3,9 @@
 //! | format | what | class token of own weights |
 //! |---|---|---|
 //! | `safetensors` | backbone and aggregation head by the names of the released checkpoints | in the aggregation head |
-//! | [`timm`], `mmsegmentation`, `mmdetection` ([`openmmlab`]) | the backbone by others' names | none: the aggregation head stays out |
-//! | [`huggingface`] | a folder for `ViTModel` or `IJepaModel` | `ViTModel`: one that no patch sees and that means nothing |
-//! | [`onnx`] | a graph, float or with the int8 weights of a `.pass` file | an output, through the aggregation head |
+//! | `timm`, `mmsegmentation`, `mmdetection` | the backbone by others' names | none: the aggregation head stays out |
+//! | `huggingface`, `huggingface-ijepa` | a folder for `ViTModel`, one for `IJepaModel` | `ViTModel`: one that no patch sees and that means nothing |
+//! | `onnx` | a graph, float or with the int8 weights of a `.pass` file | an output, through the aggregation head |
 
 mod card;
 mod huggingface;
